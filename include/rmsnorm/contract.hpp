@@ -1,0 +1,309 @@
+// The contract of the library: tensor views, options, parameter structs and statuses, shared by the
+// CPU and the CUDA side. Nothing here computes anything.
+//
+// The formula. A tensor x of sizes (..., n) consists of rows of n elements. For every row
+//
+//     mean_square = (x[0]^2 + ... + x[k-1]^2) / k          k = ceil(partial * n), normally n
+//     rstd        = 1 / sqrt(mean_square + eps)            correctly rounded to the compute type
+//     y[i]        = x[i] * rstd * (weight_offset + weight[i]) + bias[i]
+//
+// after Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467); a partial
+// below one is that paper's pRMSNorm. With a residual, s = x + residual takes the place of x.
+//
+// The compute type is float, or double as soon as one of the tensors x, residual, weight, bias, y
+// or residual_out is f64. Where the formula above rounds is chosen by `Rounding`.
+//
+// Promises (see docs/numerics.md for the reasons and the tests):
+//   - every rounding is to nearest even; denormals are kept whatever mode the calling thread is in;
+//   - the CPU result is the same bit for bit on every ISA, for any split into row ranges, any
+//   strides
+//     and any alignment, NaN payloads apart;
+//   - rows whose squares overflow or underflow are computed on exactly scaled values;
+//   - against exact arithmetic, f16 and bf16 results are within 0.51 ulp, f32 within 2.75 ulp and
+//   f64
+//     within 4 ulp, for n up to 2^20, with Rounding::once and no bias that cancels.
+//
+// No function allocates memory, starts a thread, locks or throws.
+#pragma once
+
+#include <cstdint>
+
+#include "version.hpp"
+
+namespace rmsnorm {
+
+// Storage of a 16-bit float; all arithmetic happens after widening to float.
+struct float16 {
+  std::uint16_t bits;
+};
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+enum class DType : std::int32_t { f16 = 0, bf16 = 1, f32 = 2, f64 = 3 };
+
+constexpr int dtype_count = 4;
+
+constexpr bool is_valid(DType t) {
+  return static_cast<std::int32_t>(t) >= 0 && static_cast<std::int32_t>(t) < dtype_count;
+}
+
+constexpr std::int64_t size_in_bytes(DType t) {
+  return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2;
+}
+
+// The type that holds every value of both: f16 with bf16 gives f32, otherwise the wider one.
+constexpr DType promote(DType a, DType b) {
+  return a == b ? a : (a == DType::f64 || b == DType::f64 ? DType::f64 : DType::f32);
+}
+
+template <class T>
+struct dtype_of;
+template <>
+struct dtype_of<float16> {
+  static constexpr DType value = DType::f16;
+};
+template <>
+struct dtype_of<bfloat16> {
+  static constexpr DType value = DType::bf16;
+};
+template <>
+struct dtype_of<float> {
+  static constexpr DType value = DType::f32;
+};
+template <>
+struct dtype_of<double> {
+  static constexpr DType value = DType::f64;
+};
+
+// A view of memory that the caller owns. Strides are in elements, of any sign; the stride of a
+// dimension of size one is ignored. A default-made view is absent (rank -1): the option it stands
+// for is not used. A rank of zero is a scalar.
+constexpr int max_rank = 8;
+
+template <class Void>
+struct BasicTensor {
+  Void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int32_t rank = -1;
+  std::int64_t sizes[max_rank] = {};
+  std::int64_t strides[max_rank] = {};
+
+  constexpr bool present() const { return rank >= 0; }
+
+  constexpr operator BasicTensor<const void>() const {
+    BasicTensor<const void> t;
+    t.data = data;
+    t.dtype = dtype;
+    t.rank = rank;
+    for (int d = 0; d < max_rank; ++d) {
+      t.sizes[d] = sizes[d];
+      t.strides[d] = strides[d];
+    }
+    return t;
+  }
+};
+
+using Tensor = BasicTensor<void>;
+using ConstTensor = BasicTensor<const void>;
+
+namespace detail {
+template <class T>
+struct view_of {
+  using type = Tensor;
+};
+template <class T>
+struct view_of<const T> {
+  using type = ConstTensor;
+};
+template <class T>
+struct without_const {
+  using type = T;
+};
+template <class T>
+struct without_const<const T> {
+  using type = T;
+};
+}  // namespace detail
+
+// Views of typed pointers: T is float16, bfloat16, float or double, const for an input.
+//   vector(w, n)                     sizes (n)
+//   matrix(x, rows, n)               sizes (rows, n), contiguous
+//   matrix(x, rows, n, row_stride)   sizes (rows, n), rows `row_stride` elements apart
+template <class T>
+constexpr typename detail::view_of<T>::type vector(T* data, std::int64_t n) {
+  typename detail::view_of<T>::type t;
+  t.data = data;
+  t.dtype = dtype_of<typename detail::without_const<T>::type>::value;
+  t.rank = 1;
+  t.sizes[0] = n;
+  t.strides[0] = 1;
+  return t;
+}
+
+template <class T>
+constexpr typename detail::view_of<T>::type matrix(T* data, std::int64_t rows, std::int64_t n,
+                                                   std::int64_t row_stride) {
+  typename detail::view_of<T>::type t = vector(data, n);
+  t.rank = 2;
+  t.sizes[0] = rows;
+  t.sizes[1] = n;
+  t.strides[0] = row_stride;
+  t.strides[1] = 1;
+  return t;
+}
+
+template <class T>
+constexpr typename detail::view_of<T>::type matrix(T* data, std::int64_t rows, std::int64_t n) {
+  return matrix(data, rows, n, n);
+}
+
+// Where the formula rounds. T is the dtype of the tensor that is normalised (x; with a residual,
+// that of residual_out), and cast_D rounds to dtype D. `w` is weight_offset + weight, rounded to
+// the compute type; its dtype W is that of weight, or the compute type when weight_offset is not
+// zero.
+enum class Rounding : std::int32_t {
+  // cast_y(x * rstd * w + b): the compute type throughout (x * rstd first, then an fma with w and
+  // b)
+  // and one rounding to the dtype of y. OLMo 2, Gemma, GPT-OSS, torch.nn.functional.rms_norm.
+  once = 0,
+  // cast_y(cast_B(cast_P(cast_T(x * rstd) * w) + b)), P = promote(T, W), B = promote(P, bias
+  // dtype):
+  // what the same lines written on tensors compute, each operation rounding to the promoted dtype.
+  // Llama, Mistral, Qwen, DeepSeek-V3.
+  before_weight = 1,
+  // The same with x * cast_T(rstd) in place of x * rstd: the root is rounded as well.
+  // DeepSeek-V4's unweighted norm, GLM-5-Next.
+  rstd = 2,
+};
+
+// What a status speaks of.
+enum class Argument : std::int32_t {
+  none = 0,
+  x,
+  residual,
+  weight,
+  bias,
+  mean_square,
+  y,
+  residual_out,
+  rstd,
+  axis,
+  eps,
+  weight_offset,
+  partial,
+  rounding,
+  rows,
+  isa,
+};
+
+enum class Code : std::int32_t {
+  ok = 0,
+  missing,          // a tensor that the operation needs is absent
+  unexpected,       // a tensor or option that has no meaning here was given
+  invalid_dtype,    // not one of the four, or not the one that this argument must have
+  invalid_rank,     // rank above max_rank, or below what the operation needs
+  invalid_size,     // negative, or not the size that x asks for
+  invalid_value,    // NaN, infinite, negative or out of the option's range
+  null_data,        // no memory behind a tensor that has elements
+  self_overlap,     // two elements of an output share memory (a broadcast output)
+  overlap,          // an output shares memory with another tensor other than as an exact alias
+  isa_unavailable,  // this CPU (or this build) cannot run the instruction set that was asked for
+};
+
+struct Status {
+  Code code = Code::ok;
+  Argument argument = Argument::none;
+
+  constexpr bool ok() const { return code == Code::ok; }
+};
+
+constexpr const char* name(DType t) {
+  switch (t) {
+    case DType::f16: return "float16";
+    case DType::bf16: return "bfloat16";
+    case DType::f32: return "float32";
+    case DType::f64: return "float64";
+  }
+  return "unknown";
+}
+
+constexpr const char* name(Argument a) {
+  switch (a) {
+    case Argument::none: return "";
+    case Argument::x: return "x";
+    case Argument::residual: return "residual";
+    case Argument::weight: return "weight";
+    case Argument::bias: return "bias";
+    case Argument::mean_square: return "mean_square";
+    case Argument::y: return "y";
+    case Argument::residual_out: return "residual_out";
+    case Argument::rstd: return "rstd";
+    case Argument::axis: return "axis";
+    case Argument::eps: return "eps";
+    case Argument::weight_offset: return "weight_offset";
+    case Argument::partial: return "partial";
+    case Argument::rounding: return "rounding";
+    case Argument::rows: return "row range";
+    case Argument::isa: return "isa";
+  }
+  return "unknown";
+}
+
+// One sentence for a code; name(status.argument) tells what it is about.
+constexpr const char* text(Code c) {
+  switch (c) {
+    case Code::ok: return "success";
+    case Code::missing: return "is required and absent";
+    case Code::unexpected: return "was given where it has no meaning";
+    case Code::invalid_dtype: return "has a dtype that is not supported here";
+    case Code::invalid_rank: return "has too many or too few dimensions";
+    case Code::invalid_size: return "has a size that does not fit x";
+    case Code::invalid_value: return "is outside its range";
+    case Code::null_data: return "has elements and a null pointer";
+    case Code::self_overlap: return "is an output whose elements share memory";
+    case Code::overlap:
+      return "is an output that overlaps another tensor other than as its exact alias";
+    case Code::isa_unavailable: return "is an instruction set that cannot run here";
+  }
+  return "unknown status";
+}
+
+// Forward. Sizes: x, residual, y and residual_out agree; rstd and mean_square have the sizes of x
+// without its normalised axes; weight and bias have the sizes of the normalised axes, optionally
+// preceded by leading dimensions that broadcast against those of x as in NumPy (per head, per
+// group, per sample).
+//
+// Aliasing: y and residual_out may each be x or residual itself (same address, element size and
+// strides). Any other overlap of an output with another tensor is refused.
+//
+// Errors: a status other than ok says what is wrong, and then nothing was written.
+struct ForwardParams {
+  ConstTensor x;            // any of the four dtypes
+  ConstTensor residual;     // absent: plain norm
+  ConstTensor weight;       // absent: ones
+  ConstTensor bias;         // absent: none
+  ConstTensor mean_square;  // absent: computed from x; else the statistics to use, f32 or f64
+  Tensor y;                 // any of the four dtypes
+  Tensor residual_out;      // x + residual; allowed only with residual, any dtype
+  Tensor rstd;              // optional; f32, f64 where the compute type is double
+  std::int32_t axis = -1;   // first normalised axis; the norm runs over axis ... rank-1 together
+  Rounding rounding = Rounding::once;
+  double eps = 1e-6;           // finite, >= 0, inside the root
+  double weight_offset = 0.0;  // finite; 1 for weights stored around zero (Gemma); needs weight
+  double partial = 1.0;        // in (0, 1]: statistics from the first ceil(partial * n) elements
+  // With a residual: true norms cast(s), rounded to the dtype of residual_out (without one: to the
+  // promoted dtype of x and residual), as the unfused model does; false norms the unrounded s.
+  bool round_residual = true;
+};
+
+// Mean square of the first ceil(partial * n) elements of each row, for rows that are sharded over
+// devices: average the shards' results and pass them as ForwardParams::mean_square.
+struct MeanSquareParams {
+  ConstTensor x;
+  Tensor mean_square;      // sizes of x without its normalised axes; f32 or f64
+  std::int32_t axis = -1;  // first normalised axis
+  double partial = 1.0;
+};
+
+}  // namespace rmsnorm

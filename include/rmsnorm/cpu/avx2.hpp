@@ -1,0 +1,98 @@
+// AVX2 + FMA + F16C: 8 floats or 4 doubles a register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../convert.hpp"
+#include "kernel_table.hpp"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+namespace avx2 {
+
+using f32v = __m256;
+using f64v = __m256d;
+
+inline f32v load(const float* p) { return _mm256_loadu_ps(p); }
+inline f64v load(const double* p) { return _mm256_loadu_pd(p); }
+inline f32v load(const float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline f32v load(const bfloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+// bf16 bits in the low half of each element. Adding 0x7fff plus the lowest kept bit carries into
+// the kept bits exactly when nearest-even rounds up; a NaN must not be carried into and becomes
+// quiet.
+inline __m256i bf16_bits(f32v v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i kept = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(kept, _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+  const __m256i quiet = _mm256_or_si256(kept, _mm256_set1_epi32(0x40));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, quiet, is_nan);
+}
+
+inline void store(float* p, f32v v) { _mm256_storeu_ps(p, v); }
+inline void store(double* p, f64v v) { _mm256_storeu_pd(p, v); }
+inline void store(float16* p, f32v v) {
+  const __m128i bits = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
+}
+inline void store(bfloat16* p, f32v v) {
+  const __m256i bits = bf16_bits(v);
+  const __m128i low = _mm256_castsi256_si128(bits), high = _mm256_extracti128_si256(bits, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+}
+
+inline f32v rounded_to(const float*, f32v v) { return v; }
+inline f64v rounded_to(const double*, f64v v) { return v; }
+inline f32v rounded_to(const float16*, f32v v) {
+  return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline f32v rounded_to(const bfloat16*, f32v v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(v), 16));
+}
+
+inline f32v splat(float s) { return _mm256_set1_ps(s); }
+inline f64v splat(double s) { return _mm256_set1_pd(s); }
+inline f32v add(f32v a, f32v b) { return _mm256_add_ps(a, b); }
+inline f64v add(f64v a, f64v b) { return _mm256_add_pd(a, b); }
+inline f64v subtract(f64v a, f64v b) { return _mm256_sub_pd(a, b); }
+inline f32v multiply(f32v a, f32v b) { return _mm256_mul_ps(a, b); }
+inline f64v multiply(f64v a, f64v b) { return _mm256_mul_pd(a, b); }
+inline f32v fma(f32v a, f32v b, f32v c) { return _mm256_fmadd_ps(a, b, c); }
+inline f64v fma(f64v a, f64v b, f64v c) { return _mm256_fmadd_pd(a, b, c); }
+
+template <int i>
+inline f64v half(f32v v) {
+  return _mm256_cvtps_pd(i == 0 ? _mm256_castps256_ps128(v) : _mm256_extractf128_ps(v, 1));
+}
+
+#include "kernels.inl"
+
+}  // namespace avx2
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,101 @@
+// AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles a register. The native conversion to bf16 is not
+// used: it flushes denormals.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../convert.hpp"
+#include "kernel_table.hpp"
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
+#elif defined(__GNUC__)
+// gcc's own AVX-512 intrinsics start from a register that they declare undefined, and warn of it.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+namespace avx512 {
+
+using f32v = __m512;
+using f64v = __m512d;
+
+inline f32v load(const float* p) { return _mm512_loadu_ps(p); }
+inline f64v load(const double* p) { return _mm512_loadu_pd(p); }
+inline f32v load(const float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline f32v load(const bfloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// bf16 bits in the low half of each element; the rounding is explained in avx2.hpp.
+inline __m512i bf16_bits(f32v v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i kept = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(kept, _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(rounded, is_nan, kept, _mm512_set1_epi32(0x40));
+}
+
+inline void store(float* p, f32v v) { _mm512_storeu_ps(p, v); }
+inline void store(double* p, f64v v) { _mm512_storeu_pd(p, v); }
+inline void store(float16* p, f32v v) {
+  const __m256i bits = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+inline void store(bfloat16* p, f32v v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(v)));
+}
+
+inline f32v rounded_to(const float*, f32v v) { return v; }
+inline f64v rounded_to(const double*, f64v v) { return v; }
+inline f32v rounded_to(const float16*, f32v v) {
+  return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline f32v rounded_to(const bfloat16*, f32v v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(v), 16));
+}
+
+inline f32v splat(float s) { return _mm512_set1_ps(s); }
+inline f64v splat(double s) { return _mm512_set1_pd(s); }
+inline f32v add(f32v a, f32v b) { return _mm512_add_ps(a, b); }
+inline f64v add(f64v a, f64v b) { return _mm512_add_pd(a, b); }
+inline f64v subtract(f64v a, f64v b) { return _mm512_sub_pd(a, b); }
+inline f32v multiply(f32v a, f32v b) { return _mm512_mul_ps(a, b); }
+inline f64v multiply(f64v a, f64v b) { return _mm512_mul_pd(a, b); }
+inline f32v fma(f32v a, f32v b, f32v c) { return _mm512_fmadd_ps(a, b, c); }
+inline f64v fma(f64v a, f64v b, f64v c) { return _mm512_fmadd_pd(a, b, c); }
+
+template <int i>
+inline f64v half(f32v v) {
+  return _mm512_cvtps_pd(i == 0 ? _mm512_castps512_ps256(v) : _mm512_extractf32x8_ps(v, 1));
+}
+
+#include "kernels.inl"
+
+}  // namespace avx512
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif

@@ -1,0 +1,94 @@
+// From the public functions to the kernels of an ISA. Every header with target regions is included
+// here and only here, after all standard headers that it needs.
+#pragma once
+
+#if defined(__FAST_MATH__)
+#error \
+    "rmsnorm promises exact roundings, which -ffast-math breaks: link rmsnorm::rmsnorm, or compile this file without it"
+#endif
+
+#include "../rmsnorm.hpp"
+#include "forward.hpp"
+#include "scalar.hpp"
+#if defined(RMSNORM_X86_64)
+#include "avx2.hpp"
+#include "avx512.hpp"
+#elif defined(RMSNORM_AARCH64)
+#include "neon.hpp"
+#endif
+
+// Inline where the header library is included, ordinary functions where src/ compiles them.
+#if !defined(RMSNORM_INLINE)
+#define RMSNORM_INLINE inline
+#endif
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+
+inline const KernelTable& kernels(Isa isa) {
+  switch (isa) {
+#if defined(RMSNORM_X86_64)
+    case Isa::avx2: return avx2::kernel_table();
+    case Isa::avx512: return avx512::kernel_table();
+#elif defined(RMSNORM_AARCH64)
+    case Isa::neon: return neon::kernel_table();
+#endif
+    default: return scalar::kernel_table();
+  }
+}
+
+// What remains to be checked once the parameters are known to be good.
+inline Status check_call(const ConstTensor& x, std::int32_t axis, std::int64_t row_begin,
+                         std::int64_t row_end, IsaChoice choice) {
+  if (row_begin < 0 || row_end < row_begin || row_end > row_count(x, axis)) {
+    return {Code::invalid_value, Argument::rows};
+  }
+  if (!choice.ok || !available(choice.isa)) return {Code::isa_unavailable, Argument::isa};
+  return {};
+}
+
+inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
+                          IsaChoice choice) {
+  Status status = check(p);
+  if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
+  if (!status.ok() || row_begin == row_end) return status;
+  return forward_rows(p, row_begin, row_end, kernels(choice.isa));
+}
+
+inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
+                              std::int64_t row_end, IsaChoice choice) {
+  Status status = check(p);
+  if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
+  if (!status.ok() || row_begin == row_end) return status;
+  RowLayout layout(p.x, p.axis);
+  layout.add(role_x, p.x);
+  layout.add_per_row(role_mean_square, p.mean_square);
+  layout.merge_rows();
+  const FloatEnvironment environment;
+  const auto run = p.x.dtype == DType::f64 ? mean_square_rows<double> : mean_square_rows<float>;
+  run(p, layout, row_begin, row_end, kernels(choice.isa));
+  return status;
+}
+
+}  // namespace detail
+
+RMSNORM_INLINE Status forward(const ForwardParams& p, std::int64_t row_begin,
+                              std::int64_t row_end) {
+  return detail::run_forward(p, row_begin, row_end, active_isa());
+}
+RMSNORM_INLINE Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
+                              Isa isa) {
+  return detail::run_forward(p, row_begin, row_end, {isa, true});
+}
+RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
+                                  std::int64_t row_end) {
+  return detail::run_mean_square(p, row_begin, row_end, active_isa());
+}
+RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
+                                  std::int64_t row_end, Isa isa) {
+  return detail::run_mean_square(p, row_begin, row_end, {isa, true});
+}
+
+}  // namespace cpu
+}  // namespace rmsnorm

@@ -1,0 +1,153 @@
+// Which instruction sets this build has kernels for, and which of them this CPU can run.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define RMSNORM_X86_64 1
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define RMSNORM_AARCH64 1
+#endif
+
+namespace rmsnorm {
+namespace cpu {
+
+enum class Isa : std::int32_t {
+  scalar = 0,  // portable C++, the reference
+  avx2 = 1,    // AVX2 + FMA + F16C
+  avx512 = 2,  // AVX-512 F, BW, DQ, VL on top
+  neon = 3,    // every aarch64 CPU
+};
+
+constexpr int isa_count = 4;
+
+constexpr const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return "scalar";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+    case Isa::neon: return "neon";
+  }
+  return "unknown";
+}
+
+namespace detail {
+
+#if defined(RMSNORM_X86_64)
+
+struct CpuidRegisters {
+  std::uint32_t a, b, c, d;
+};
+
+inline CpuidRegisters cpuid(std::uint32_t leaf) {
+  CpuidRegisters r = {0, 0, 0, 0};
+#if defined(_MSC_VER)
+  int regs[4];
+  __cpuidex(regs, static_cast<int>(leaf), 0);
+  r = {static_cast<std::uint32_t>(regs[0]), static_cast<std::uint32_t>(regs[1]),
+       static_cast<std::uint32_t>(regs[2]), static_cast<std::uint32_t>(regs[3])};
+#else
+  __cpuid_count(leaf, 0, r.a, r.b, r.c, r.d);
+#endif
+  return r;
+}
+
+// Register state that the operating system saves; only to be asked when CPUID reports OSXSAVE.
+inline std::uint64_t enabled_state() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  std::uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+#endif
+}
+
+inline bool has_all(std::uint32_t word, std::uint32_t bits) { return (word & bits) == bits; }
+
+struct X86Features {
+  bool avx2 = false;
+  bool avx512 = false;
+};
+
+inline X86Features detect_x86() {
+  X86Features found;
+  if (cpuid(0).a < 7) return found;
+  const CpuidRegisters basic = cpuid(1);
+  constexpr std::uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+  if (!has_all(basic.c, fma | osxsave | avx | f16c)) return found;
+  const CpuidRegisters extended = cpuid(7);
+  const std::uint64_t state = enabled_state();
+  constexpr std::uint64_t ymm_state = 0x6, zmm_state = 0xe6;
+  constexpr std::uint32_t avx2 = 1u << 5;
+  constexpr std::uint32_t avx512_f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
+  found.avx2 = has_all(extended.b, avx2) && (state & ymm_state) == ymm_state;
+  found.avx512 =
+      found.avx2 && has_all(extended.b, avx512_f_dq_bw_vl) && (state & zmm_state) == zmm_state;
+  return found;
+}
+
+inline const X86Features& x86_features() {
+  static const X86Features features = detect_x86();
+  return features;
+}
+
+#endif
+
+}  // namespace detail
+
+// This build has kernels for the ISA and this CPU and operating system can run them.
+inline bool available(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return true;
+#if defined(RMSNORM_X86_64)
+    case Isa::avx2: return detail::x86_features().avx2;
+    case Isa::avx512: return detail::x86_features().avx512;
+#elif defined(RMSNORM_AARCH64)
+    case Isa::neon: return true;
+#endif
+    default: return false;
+  }
+}
+
+struct IsaChoice {
+  Isa isa;
+  bool ok;  // false: RMSNORM_ISA names something that is unknown or unavailable
+};
+
+namespace detail {
+
+inline IsaChoice choose_isa() {
+  const char* wanted = std::getenv("RMSNORM_ISA");
+  if (wanted != nullptr && wanted[0] != '\0') {
+    for (int i = 0; i < isa_count; ++i) {
+      const Isa isa = static_cast<Isa>(i);
+      if (std::strcmp(wanted, name(isa)) == 0 && available(isa)) return {isa, true};
+    }
+    return {Isa::scalar, false};
+  }
+  for (const Isa isa : {Isa::neon, Isa::avx512, Isa::avx2}) {
+    if (available(isa)) return {isa, true};
+  }
+  return {Isa::scalar, true};
+}
+
+}  // namespace detail
+
+// The ISA that calls without an explicit one use: the environment variable RMSNORM_ISA (a name of
+// the above) as it stood at the first call, else the widest one available.
+inline IsaChoice active_isa() {
+  static const IsaChoice choice = detail::choose_isa();
+  return choice;
+}
+
+}  // namespace cpu
+}  // namespace rmsnorm

@@ -1,0 +1,346 @@
+// The kernels, written once over the primitives of an ISA and compiled once per ISA: scalar.hpp,
+// avx2.hpp, avx512.hpp and neon.hpp include this file inside their namespace and target region,
+// after defining
+//
+//   f32v, f64v                    vectors of W floats and of D doubles, W = 2 D (scalar: both 1)
+//   load(const T*)                widened to f32v (f16, bf16, f32) or f64v (f64)
+//   store(T*, v)                  rounded to T
+//   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T
+//   splat, add, subtract, multiply, fma
+//   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
+//
+// No std:: templates here: their out-of-line copies would be compiled for this ISA and could be
+// picked by the linker for code that runs everywhere.
+
+// The type that T computes in, and the vectors of it.
+template <class T>
+struct Compute {
+  using scalar = float;
+  using vector = f32v;
+};
+template <>
+struct Compute<double> {
+  using scalar = double;
+  using vector = f64v;
+};
+
+// The registers that hold the 32 lanes of compute type C.
+template <class C>
+struct Lanes {
+  using V = typename Compute<C>::vector;
+  static constexpr int width = static_cast<int>(sizeof(V) / sizeof(C));
+  static constexpr int count = lanes / width;
+  V v[count];
+};
+
+template <class T>
+using LanesFor = Lanes<typename Compute<T>::scalar>;
+
+// Calls f(u) for u = 0 ... count-1: without a loop for vectors, so that arrays of registers stay in
+// registers also at -O2, and as a loop for the 32 lanes of the scalar code.
+template <int count, int u = 0, class F>
+inline void for_each_register(F f) {
+  if constexpr (count > 16) {
+    for (int i = 0; i < count; ++i) f(i);
+  } else if constexpr (u < count) {
+    f(u);
+    for_each_register<count, u + 1>(f);
+  }
+}
+
+// Up to 31 elements in a buffer of 32: what follows them is +0, which adds nothing to a sum of
+// squares and never faults. One algorithm then serves tails on every ISA.
+template <class T>
+struct Tail {
+  T elements[lanes];
+
+  Tail() : elements{} {}
+  Tail(const T* from, std::int64_t n) : elements{} {
+    std::memcpy(elements, from, static_cast<std::size_t>(n) * sizeof(T));
+  }
+  void copy_to(T* to, std::int64_t n) const {
+    std::memcpy(to, elements, static_cast<std::size_t>(n) * sizeof(T));
+  }
+};
+
+// Calls step(i) for each full set of lanes and tail(i, n - i) for the rest.
+template <class Step, class Rest>
+inline void for_each_step(std::int64_t n, Step step, Rest rest) {
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) step(i);
+  if (i < n) rest(i, n - i);
+}
+
+// ---- sum of squares ----
+
+template <class C>
+inline void set_zero(Lanes<C>& acc) {
+  for_each_register<Lanes<C>::count>([&acc](int u) { acc.v[u] = splat(C(0)); });
+}
+
+// Double lanes D i ... D i + D-1 of the 32.
+template <int i>
+inline f64v double_lanes(const Lanes<float>& acc) {
+  constexpr int first = i * Lanes<double>::width;
+  return half<(first % Lanes<float>::width) / Lanes<double>::width>(
+      acc.v[first / Lanes<float>::width]);
+}
+template <int i>
+inline f64v double_lanes(const Lanes<double>& acc) {
+  return acc.v[i];
+}
+
+// Folds lanes j, j+8, j+16, j+24 into double lane j, for the D lanes of register i and those after.
+template <int i, class C>
+inline void fold(const Lanes<C>& acc, SquareSum* sum) {
+  constexpr int registers = 8 / Lanes<double>::width;
+  const f64v folded =
+      add(add(double_lanes<i>(acc), double_lanes<i + registers>(acc)),
+          add(double_lanes<i + 2 * registers>(acc), double_lanes<i + 3 * registers>(acc)));
+  double* hi = sum->hi + i * Lanes<double>::width;
+  const f64v before = load(hi);
+  const f64v after = add(before, folded);
+  store(hi, after);
+  if constexpr (sizeof(C) == sizeof(double)) {
+    // Knuth's two-sum: the rounding error of `after`, exactly.
+    double* lo = sum->lo + i * Lanes<double>::width;
+    const f64v kept = subtract(after, before);
+    const f64v error = add(subtract(before, subtract(after, kept)), subtract(folded, kept));
+    store(lo, add(load(lo), error));
+  }
+  if constexpr (i + 1 < registers) fold<i + 1>(acc, sum);
+}
+
+// Folds block after block; step(acc, i) adds the squares of 32 elements to the lanes, rest(acc, i,
+// n) those of the last n < 32.
+template <class C, class Step, class Rest>
+inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
+  std::int64_t i = 0;
+  for (; i + block <= n; i += block) {
+    Lanes<C> acc;
+    set_zero(acc);
+    for (int j = 0; j < block; j += lanes) step(acc, i + j);
+    fold<0>(acc, sum);
+  }
+  if (i == n) return;
+  Lanes<C> acc;
+  set_zero(acc);
+  for (; i + lanes <= n; i += lanes) step(acc, i);
+  if (i < n) rest(acc, i, n - i);
+  fold<0>(acc, sum);
+}
+
+template <class T>
+inline void square_step(LanesFor<T>& acc, const T* x) {
+  for_each_register<LanesFor<T>::count>([&acc, x](int u) {
+    const auto v = load(x + u * LanesFor<T>::width);
+    acc.v[u] = fma(v, v, acc.v[u]);
+  });
+}
+
+template <class T>
+void sum_of_squares(const void* x_, std::int64_t n, SquareSum* sum) {
+  using Acc = LanesFor<T>;
+  const T* x = static_cast<const T*>(x_);
+  sum_blocks<typename Compute<T>::scalar>(
+      n, sum, [x](Acc& acc, std::int64_t i) { square_step(acc, x + i); },
+      [x](Acc& acc, std::int64_t i, std::int64_t left) {
+        square_step(acc, Tail<T>(x + i, left).elements);
+      });
+}
+
+template <class T>
+inline void add_step(LanesFor<T>& acc, const T* x, const T* residual, T* out) {
+  for_each_register<LanesFor<T>::count>([&acc, x, residual, out](int u) {
+    const int i = u * LanesFor<T>::width;
+    const auto s = rounded_to(out, add(load(x + i), load(residual + i)));
+    store(out + i, s);
+    acc.v[u] = fma(s, s, acc.v[u]);
+  });
+}
+
+template <class T>
+void add_sum_of_squares(const void* x_, const void* residual_, void* out_, std::int64_t n,
+                        SquareSum* sum) {
+  using Acc = LanesFor<T>;
+  const T* x = static_cast<const T*>(x_);
+  const T* residual = static_cast<const T*>(residual_);
+  T* out = static_cast<T*>(out_);
+  sum_blocks<typename Compute<T>::scalar>(
+      n, sum, [=](Acc& acc, std::int64_t i) { add_step(acc, x + i, residual + i, out + i); },
+      [=](Acc& acc, std::int64_t i, std::int64_t left) {
+        const Tail<T> a(x + i, left), b(residual + i, left);
+        Tail<T> s;
+        add_step(acc, a.elements, b.elements, s.elements);
+        s.copy_to(out + i, left);
+      });
+}
+
+// ---- apply ----
+
+struct NoWeight {};  // stands for the weight's type where there is none
+
+template <class W>
+constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
+
+template <class T, class W, bool round_before>
+inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
+                       typename LanesFor<T>::V offset) {
+  for_each_register<LanesFor<T>::count>([=](int u) {
+    const int i = u * LanesFor<T>::width;
+    auto h = multiply(load(x + i), rstd);
+    if constexpr (round_before) h = rounded_to(y, h);
+    if constexpr (is_weight<W>) h = multiply(h, add(load(w + i), offset));
+    store(y + i, h);
+  });
+}
+
+template <class T, class W, bool round_before>
+void apply(const void* x_, const void* w_, void* y_, std::int64_t n, double rstd_, double offset_) {
+  using C = typename Compute<T>::scalar;
+  using V = typename Compute<T>::vector;
+  const T* x = static_cast<const T*>(x_);
+  const W* w = static_cast<const W*>(w_);
+  T* y = static_cast<T*>(y_);
+  const V rstd = splat(static_cast<C>(rstd_));
+  const V offset = splat(static_cast<C>(offset_));
+  for_each_step(
+      n,
+      [=](std::int64_t i) {
+        apply_step<T, W, round_before>(x + i, is_weight<W> ? w + i : w, y + i, rstd, offset);
+      },
+      [=](std::int64_t i, std::int64_t left) {
+        const Tail<T> in(x + i, left);
+        Tail<T> out;
+        if constexpr (is_weight<W>) {
+          const Tail<W> weight(w + i, left);
+          apply_step<T, W, round_before>(in.elements, weight.elements, out.elements, rstd, offset);
+        } else {
+          apply_step<T, W, round_before>(in.elements, w, out.elements, rstd, offset);
+        }
+        out.copy_to(y + i, left);
+      });
+}
+
+// ---- blocks in scratch memory ----
+
+// One set of lanes from one type to another, one of which is the compute type.
+template <class From, class To>
+inline void convert_step(const From* from, To* to) {
+  if constexpr (sizeof(typename Compute<From>::scalar) == sizeof(typename Compute<To>::scalar)) {
+    for_each_register<LanesFor<From>::count>([=](int u) {
+      const int i = u * LanesFor<From>::width;
+      store(to + i, load(from + i));
+    });
+  } else {
+    // Between double and a narrower type, which only mixes with f64 tensors need.
+    for (int i = 0; i < lanes; ++i) {
+      to[i] = rmsnorm::detail::narrow<To>::from(rmsnorm::detail::widen(from[i]));
+    }
+  }
+}
+
+// Fills the target up to the next multiple of `lanes`, with zeros: the operations below run on
+// whole vectors.
+template <class C, class T>
+void widen_block(const void* from_, C* to, std::int64_t n) {
+  const T* from = static_cast<const T*>(from_);
+  for_each_step(
+      n, [=](std::int64_t i) { convert_step(from + i, to + i); },
+      [=](std::int64_t i, std::int64_t left) {
+        convert_step(Tail<T>(from + i, left).elements, to + i);
+      });
+}
+
+template <class C, class T>
+void narrow_block(const C* from, void* to_, std::int64_t n) {
+  T* to = static_cast<T*>(to_);
+  for_each_step(
+      n, [=](std::int64_t i) { convert_step(from + i, to + i); },
+      [=](std::int64_t i, std::int64_t left) {
+        Tail<T> out;
+        convert_step(from + i, out.elements);
+        out.copy_to(to + i, left);
+      });
+}
+
+template <class C, class Operation>
+inline void transform_block(C* v, std::int64_t n, Operation operation) {
+  for (std::int64_t i = 0; i < n; i += Lanes<C>::width) store(v + i, operation(load(v + i), i));
+}
+
+template <class C>
+void scale_block(C* v, C factor, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  const V f = splat(factor);
+  transform_block(v, n, [=](V a, std::int64_t) { return multiply(a, f); });
+}
+template <class C>
+void add_constant_block(C* v, C offset, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  const V o = splat(offset);
+  transform_block(v, n, [=](V a, std::int64_t) { return add(a, o); });
+}
+template <class C>
+void add_block(C* v, const C* b, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  transform_block(v, n, [=](V a, std::int64_t i) { return add(a, load(b + i)); });
+}
+template <class C>
+void multiply_block(C* v, const C* w, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  transform_block(v, n, [=](V a, std::int64_t i) { return multiply(a, load(w + i)); });
+}
+template <class C>
+void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, load(w + i), load(b + i)); });
+}
+
+// ---- the table ----
+
+// A row with an f64 tensor is computed in double, so float blocks never meet f64.
+template <class C, class Widen = decltype(&widen_block<C, float>),
+          class Narrow = decltype(&narrow_block<C, float>)>
+constexpr BlockOps<C> block_ops() {
+  Widen widen_f64 = nullptr;
+  Narrow narrow_f64 = nullptr;
+  if constexpr (sizeof(C) == sizeof(double)) {
+    widen_f64 = widen_block<C, double>;
+    narrow_f64 = narrow_block<C, double>;
+  }
+  return {
+      {widen_block<C, float16>, widen_block<C, bfloat16>, widen_block<C, float>, widen_f64},
+      {narrow_block<C, float16>, narrow_block<C, bfloat16>, narrow_block<C, float>, narrow_f64},
+      scale_block<C>,
+      add_constant_block<C>,
+      add_block<C>,
+      multiply_block<C>,
+      multiply_add_block<C>,
+  };
+}
+
+inline const KernelTable& kernel_table() {
+  static constexpr KernelTable table = {
+      {sum_of_squares<float16>, sum_of_squares<bfloat16>, sum_of_squares<float>,
+       sum_of_squares<double>},
+      {add_sum_of_squares<float16>, add_sum_of_squares<bfloat16>, add_sum_of_squares<float>,
+       add_sum_of_squares<double>},
+      {{{apply<float16, NoWeight, false>, apply<float16, NoWeight, true>},
+        {apply<float16, float16, false>, apply<float16, float16, true>},
+        {apply<float16, float, false>, apply<float16, float, true>}},
+       {{apply<bfloat16, NoWeight, false>, apply<bfloat16, NoWeight, true>},
+        {apply<bfloat16, bfloat16, false>, apply<bfloat16, bfloat16, true>},
+        {apply<bfloat16, float, false>, apply<bfloat16, float, true>}},
+       // Rounding to the compute type before the weight changes nothing.
+       {{apply<float, NoWeight, false>, apply<float, NoWeight, false>},
+        {apply<float, float, false>, apply<float, float, false>},
+        {apply<float, float, false>, apply<float, float, false>}},
+       {{apply<double, NoWeight, false>, apply<double, NoWeight, false>},
+        {apply<double, double, false>, apply<double, double, false>},
+        {nullptr, nullptr}}},
+      block_ops<float>(),
+      block_ops<double>(),
+  };
+  return table;
+}

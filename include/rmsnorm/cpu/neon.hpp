@@ -1,0 +1,75 @@
+// NEON (Advanced SIMD of aarch64): 4 floats or 2 doubles a register. The f16 conversions used here
+// belong to the base architecture.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../convert.hpp"
+#include "kernel_table.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+namespace neon {
+
+using f32v = float32x4_t;
+using f64v = float64x2_t;
+
+inline uint16x4_t load_bits(const void* p) {
+  return vld1_u16(static_cast<const std::uint16_t*>(p));
+}
+inline void store_bits(void* p, uint16x4_t bits) { vst1_u16(static_cast<std::uint16_t*>(p), bits); }
+
+inline f32v load(const float* p) { return vld1q_f32(p); }
+inline f64v load(const double* p) { return vld1q_f64(p); }
+inline f32v load(const float16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(load_bits(p))); }
+inline f32v load(const bfloat16* p) { return vreinterpretq_f32_u32(vshll_n_u16(load_bits(p), 16)); }
+
+// bf16 bits in the low half of each element; the rounding is explained in avx2.hpp.
+inline uint32x4_t bf16_bits(f32v v) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(v);
+  const uint32x4_t kept = vshrq_n_u32(bits, 16);
+  const uint32x4_t odd = vandq_u32(kept, vdupq_n_u32(1));
+  const uint32x4_t bias = vaddq_u32(odd, vdupq_n_u32(0x7fff));
+  const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(bits, bias), 16);
+  const uint32x4_t quiet = vorrq_u32(kept, vdupq_n_u32(0x40));
+  const uint32x4_t is_number = vceqq_f32(v, v);
+  return vbslq_u32(is_number, rounded, quiet);
+}
+
+inline void store(float* p, f32v v) { vst1q_f32(p, v); }
+inline void store(double* p, f64v v) { vst1q_f64(p, v); }
+inline void store(float16* p, f32v v) { store_bits(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+inline void store(bfloat16* p, f32v v) { store_bits(p, vmovn_u32(bf16_bits(v))); }
+
+inline f32v rounded_to(const float*, f32v v) { return v; }
+inline f64v rounded_to(const double*, f64v v) { return v; }
+inline f32v rounded_to(const float16*, f32v v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
+inline f32v rounded_to(const bfloat16*, f32v v) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(bf16_bits(v), 16));
+}
+
+inline f32v splat(float s) { return vdupq_n_f32(s); }
+inline f64v splat(double s) { return vdupq_n_f64(s); }
+inline f32v add(f32v a, f32v b) { return vaddq_f32(a, b); }
+inline f64v add(f64v a, f64v b) { return vaddq_f64(a, b); }
+inline f64v subtract(f64v a, f64v b) { return vsubq_f64(a, b); }
+inline f32v multiply(f32v a, f32v b) { return vmulq_f32(a, b); }
+inline f64v multiply(f64v a, f64v b) { return vmulq_f64(a, b); }
+inline f32v fma(f32v a, f32v b, f32v c) { return vfmaq_f32(c, a, b); }
+inline f64v fma(f64v a, f64v b, f64v c) { return vfmaq_f64(c, a, b); }
+
+template <int i>
+inline f64v half(f32v v) {
+  return i == 0 ? vcvt_f64_f32(vget_low_f32(v)) : vcvt_high_f64_f32(v);
+}
+
+#include "kernels.inl"
+
+}  // namespace neon
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm

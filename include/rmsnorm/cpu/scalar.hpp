@@ -1,0 +1,59 @@
+// One element at a time: the reference for every other ISA, and what runs where there is none.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../convert.hpp"
+#include "kernel_table.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+namespace scalar {
+
+// Wrapped, so that a vector of one float is a type of its own as it is on every other ISA.
+struct f32v {
+  float value;
+};
+struct f64v {
+  double value;
+};
+
+template <class T>
+inline f32v load(const T* p) {
+  return {rmsnorm::detail::widen(*p)};
+}
+inline f64v load(const double* p) { return {*p}; }
+
+template <class T, class V>
+inline void store(T* p, V v) {
+  *p = rmsnorm::detail::narrow<T>::from(v.value);
+}
+template <class T, class V>
+inline V rounded_to(T*, V v) {
+  return {rmsnorm::detail::widen(rmsnorm::detail::narrow<T>::from(v.value))};
+}
+
+inline f32v splat(float s) { return {s}; }
+inline f64v splat(double s) { return {s}; }
+inline f32v add(f32v a, f32v b) { return {a.value + b.value}; }
+inline f64v add(f64v a, f64v b) { return {a.value + b.value}; }
+inline f64v subtract(f64v a, f64v b) { return {a.value - b.value}; }
+inline f32v multiply(f32v a, f32v b) { return {a.value * b.value}; }
+inline f64v multiply(f64v a, f64v b) { return {a.value * b.value}; }
+inline f32v fma(f32v a, f32v b, f32v c) { return {std::fma(a.value, b.value, c.value)}; }
+inline f64v fma(f64v a, f64v b, f64v c) { return {std::fma(a.value, b.value, c.value)}; }
+
+template <int i>
+inline f64v half(f32v v) {
+  return {static_cast<double>(v.value)};
+}
+
+#include "kernels.inl"
+
+}  // namespace scalar
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm

@@ -1,0 +1,93 @@
+/* RMSNorm for C and for foreign-function interfaces, from the compiled library rmsnorm::rmsnorm.
+ *
+ * The formulas, sizes, aliasing rules and promises are those of contract.hpp; the names here are
+ * the same with the prefix rmsnorm_. Every function is thread-safe, allocates nothing and does not
+ * throw.
+ *
+ *   rmsnorm_forward_params p;
+ *   rmsnorm_forward_params_init(&p);
+ *   p.x = rmsnorm_matrix(x, RMSNORM_F32, rows, n, n);
+ *   p.weight = rmsnorm_vector(weight, RMSNORM_F32, n);
+ *   p.y = rmsnorm_matrix(y, RMSNORM_F32, rows, n, n);
+ *   rmsnorm_status s = rmsnorm_cpu_forward(&p, 0, rows);
+ *   if (s.code != 0) fprintf(stderr, "%s %s\n", rmsnorm_argument_name(s), rmsnorm_status_text(s));
+ */
+#ifndef RMSNORM_RMSNORM_H
+#define RMSNORM_RMSNORM_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { RMSNORM_F16 = 0, RMSNORM_BF16 = 1, RMSNORM_F32 = 2, RMSNORM_F64 = 3 };
+
+enum { RMSNORM_ROUNDING_ONCE = 0, RMSNORM_ROUNDING_BEFORE_WEIGHT = 1, RMSNORM_ROUNDING_RSTD = 2 };
+
+enum { RMSNORM_MAX_RANK = 8 };
+
+/* A view of memory that the caller owns: strides in elements, of any sign; a rank of -1 is an
+ * absent tensor. Inputs are not written. */
+typedef struct rmsnorm_tensor {
+  void* data;
+  int32_t dtype;
+  int32_t rank;
+  int64_t sizes[RMSNORM_MAX_RANK];
+  int64_t strides[RMSNORM_MAX_RANK];
+} rmsnorm_tensor;
+
+typedef struct rmsnorm_status {
+  int32_t code;     /* 0: success */
+  int32_t argument; /* what the code speaks of */
+} rmsnorm_status;
+
+typedef struct rmsnorm_forward_params {
+  rmsnorm_tensor x;
+  rmsnorm_tensor residual;
+  rmsnorm_tensor weight;
+  rmsnorm_tensor bias;
+  rmsnorm_tensor mean_square;
+  rmsnorm_tensor y;
+  rmsnorm_tensor residual_out;
+  rmsnorm_tensor rstd;
+  int32_t axis;           /* first normalised axis; -1 after init */
+  int32_t rounding;       /* RMSNORM_ROUNDING_ONCE after init */
+  double eps;             /* 1e-6 after init */
+  double weight_offset;   /* 0 after init */
+  double partial;         /* 1 after init */
+  int32_t round_residual; /* 1 after init */
+} rmsnorm_forward_params;
+
+typedef struct rmsnorm_mean_square_params {
+  rmsnorm_tensor x;
+  rmsnorm_tensor mean_square;
+  int32_t axis;   /* -1 after init */
+  double partial; /* 1 after init */
+} rmsnorm_mean_square_params;
+
+/* Every tensor absent, every option at its default. */
+void rmsnorm_forward_params_init(rmsnorm_forward_params* p);
+void rmsnorm_mean_square_params_init(rmsnorm_mean_square_params* p);
+
+rmsnorm_tensor rmsnorm_vector(const void* data, int32_t dtype, int64_t n);
+rmsnorm_tensor rmsnorm_matrix(const void* data, int32_t dtype, int64_t rows, int64_t n,
+                              int64_t row_stride);
+
+/* Computes rows [row_begin, row_end); on an error nothing is written. */
+rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_begin,
+                                   int64_t row_end);
+rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
+                                       int64_t row_end);
+
+/* Static strings: what is wrong, with which argument, the version, the instruction set in use. */
+const char* rmsnorm_status_text(rmsnorm_status s);
+const char* rmsnorm_argument_name(rmsnorm_status s);
+const char* rmsnorm_version(void);
+const char* rmsnorm_cpu_isa(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

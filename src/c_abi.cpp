@@ -1,0 +1,130 @@
+// The C ABI over the C++ contract.
+#include <rmsnorm/rmsnorm.h>
+
+#include <rmsnorm/rmsnorm.hpp>
+
+namespace {
+
+using rmsnorm::Argument;
+using rmsnorm::Code;
+
+static_assert(RMSNORM_MAX_RANK == rmsnorm::max_rank, "one rank for C and C++");
+static_assert(RMSNORM_F16 == static_cast<int>(rmsnorm::DType::f16) &&
+                  RMSNORM_BF16 == static_cast<int>(rmsnorm::DType::bf16) &&
+                  RMSNORM_F32 == static_cast<int>(rmsnorm::DType::f32) &&
+                  RMSNORM_F64 == static_cast<int>(rmsnorm::DType::f64),
+              "one numbering of dtypes for C and C++");
+static_assert(RMSNORM_ROUNDING_BEFORE_WEIGHT ==
+                      static_cast<int>(rmsnorm::Rounding::before_weight) &&
+                  RMSNORM_ROUNDING_RSTD == static_cast<int>(rmsnorm::Rounding::rstd),
+              "one numbering of roundings for C and C++");
+
+rmsnorm::Tensor to_tensor(const rmsnorm_tensor& t) {
+  rmsnorm::Tensor result;
+  result.data = t.data;
+  result.dtype = static_cast<rmsnorm::DType>(t.dtype);
+  result.rank = t.rank;
+  for (int d = 0; d < rmsnorm::max_rank; ++d) {
+    result.sizes[d] = t.sizes[d];
+    result.strides[d] = t.strides[d];
+  }
+  return result;
+}
+
+rmsnorm_status to_status(rmsnorm::Status s) {
+  return {static_cast<int32_t>(s.code), static_cast<int32_t>(s.argument)};
+}
+
+rmsnorm_tensor absent() {
+  rmsnorm_tensor t = {};
+  t.dtype = RMSNORM_F32;
+  t.rank = -1;
+  return t;
+}
+
+}  // namespace
+
+extern "C" {
+
+void rmsnorm_forward_params_init(rmsnorm_forward_params* p) {
+  const rmsnorm::ForwardParams defaults;
+  p->x = p->residual = p->weight = p->bias = p->mean_square = absent();
+  p->y = p->residual_out = p->rstd = absent();
+  p->axis = defaults.axis;
+  p->rounding = static_cast<int32_t>(defaults.rounding);
+  p->eps = defaults.eps;
+  p->weight_offset = defaults.weight_offset;
+  p->partial = defaults.partial;
+  p->round_residual = defaults.round_residual ? 1 : 0;
+}
+
+void rmsnorm_mean_square_params_init(rmsnorm_mean_square_params* p) {
+  const rmsnorm::MeanSquareParams defaults;
+  p->x = p->mean_square = absent();
+  p->axis = defaults.axis;
+  p->partial = defaults.partial;
+}
+
+rmsnorm_tensor rmsnorm_vector(const void* data, int32_t dtype, int64_t n) {
+  rmsnorm_tensor t = absent();
+  t.data = const_cast<void*>(data);
+  t.dtype = dtype;
+  t.rank = 1;
+  t.sizes[0] = n;
+  t.strides[0] = 1;
+  return t;
+}
+
+rmsnorm_tensor rmsnorm_matrix(const void* data, int32_t dtype, int64_t rows, int64_t n,
+                              int64_t row_stride) {
+  rmsnorm_tensor t = rmsnorm_vector(data, dtype, rows);
+  t.rank = 2;
+  t.sizes[1] = n;
+  t.strides[0] = row_stride;
+  t.strides[1] = 1;
+  return t;
+}
+
+rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_begin,
+                                   int64_t row_end) {
+  rmsnorm::ForwardParams params;
+  params.x = to_tensor(p->x);
+  params.residual = to_tensor(p->residual);
+  params.weight = to_tensor(p->weight);
+  params.bias = to_tensor(p->bias);
+  params.mean_square = to_tensor(p->mean_square);
+  params.y = to_tensor(p->y);
+  params.residual_out = to_tensor(p->residual_out);
+  params.rstd = to_tensor(p->rstd);
+  params.axis = p->axis;
+  params.rounding = static_cast<rmsnorm::Rounding>(p->rounding);
+  params.eps = p->eps;
+  params.weight_offset = p->weight_offset;
+  params.partial = p->partial;
+  params.round_residual = p->round_residual != 0;
+  return to_status(rmsnorm::cpu::forward(params, row_begin, row_end));
+}
+
+rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
+                                       int64_t row_end) {
+  rmsnorm::MeanSquareParams params;
+  params.x = to_tensor(p->x);
+  params.mean_square = to_tensor(p->mean_square);
+  params.axis = p->axis;
+  params.partial = p->partial;
+  return to_status(rmsnorm::cpu::mean_square(params, row_begin, row_end));
+}
+
+const char* rmsnorm_status_text(rmsnorm_status s) {
+  return rmsnorm::text(static_cast<Code>(s.code));
+}
+
+const char* rmsnorm_argument_name(rmsnorm_status s) {
+  return rmsnorm::name(static_cast<Argument>(s.argument));
+}
+
+const char* rmsnorm_version(void) { return RMSNORM_VERSION; }
+
+const char* rmsnorm_cpu_isa(void) { return rmsnorm::cpu::name(rmsnorm::cpu::active_isa().isa); }
+
+}  // extern "C"
