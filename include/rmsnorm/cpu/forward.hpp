@@ -69,12 +69,12 @@ class RowSource {
     sum_dtype_ = t;
   }
 
-  // Reads the tensor `a`, plus `b` unless it is role_x, from now on, at the cursor's row.
-  void set(const RowCursor& cursor, Role a, Role b) {
+  // From now on reads row i of the cursor's run: tensor `a`, plus `b` unless that is role_x.
+  void set(const RowCursor& cursor, std::int64_t i, Role a, Role b) {
     a_ = a;
     b_ = b;
-    row_a_ = cursor.row(a);
-    row_b_ = b == role_x ? nullptr : cursor.row(b);
+    row_a_ = cursor.row(a, i);
+    row_b_ = b == role_x ? nullptr : cursor.row(b, i);
   }
 
   void read(std::int64_t begin, std::int64_t count, C* to) {
@@ -145,29 +145,25 @@ inline void for_each_block(std::int64_t n, Visit visit) {
   for (std::int64_t i = 0; i < n; i += block) visit(i, n - i < block ? n - i : block);
 }
 
-// The statistics of rows, from kernels where the row lies in unit stride, and the exactly scaled
-// second try where squares overflow or underflow.
+// The statistics of rows that have no kernel, and the exactly scaled second try where squares
+// overflow or underflow.
 template <class C>
 class RowStatistics {
  public:
-  RowStatistics(const KernelTable& table, std::int64_t count, double eps)
-      : table_(table), count_(count), eps_(eps) {}
+  RowStatistics(std::int64_t count, double eps) : count_(count), eps_(eps) {}
 
-  // The sum of squares of the unit-stride row at `row` goes through one kernel call.
-  void add_unit_row(DType t, const void* row, SquareSum* sum) const {
-    table_.sum_of_squares[static_cast<int>(t)](row, count_, sum);
-  }
-
-  void add_blocks(RowSource<C>* source, int exponent, SquareSum* sum) {
-    const SumOfSquares add = table_.sum_of_squares[static_cast<int>(dtype_of<C>::value)];
+  // Of the source's values times 2^exponent.
+  double sum_of_squares(RowSource<C>* source, int exponent) {
+    SquareSum sum = {};
     for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
       source->read(begin, count, values_);
       source->scale(values_, count, exponent);
-      add(values_, count, sum);
+      source->ops().add_squares(values_, count, &sum);
     });
+    return sum.total<C>();
   }
 
-  double mean(const SquareSum& sum) const { return sum.total() / static_cast<double>(count_); }
+  double mean(double sum) const { return sum / static_cast<double>(count_); }
 
   static bool is_safe(double v) { return v >= SafeRange<C>::least && v <= SafeRange<C>::most; }
 
@@ -189,26 +185,17 @@ class RowStatistics {
     return -std::ilogb(size > root_eps ? size : root_eps);
   }
 
-  double scaled_mean(RowSource<C>* source, int exponent) {
-    SquareSum sum;
-    add_blocks(source, exponent, &sum);
-    return mean(sum);
-  }
-
-  RowScale from_row(double mean_square, RowSource<C>* source) {
-    const double v = mean_square + eps_;
-    if (is_safe(v)) return {reciprocal_root<C>(v), 0};
+  // The scale of a row whose mean_square + eps is outside of the safe range.
+  RowScale rescue_row(double v, RowSource<C>* source) {
     const int exponent = scale_exponent(source);
     if (exponent == 0) return {reciprocal_root<C>(v), 0};
-    const double scaled = scaled_mean(source, exponent) + std::ldexp(eps_, 2 * exponent);
+    const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
     return {reciprocal_root<C>(scaled), exponent};
   }
 
   // With statistics that the caller gives, only 1 / sqrt can leave the range of C.
-  RowScale from_given(double mean_square) const {
-    const double v = mean_square + eps_;
-    if (is_safe(v) || !(v > 0.0) || !rmsnorm::detail::is_finite(v))
-      return {reciprocal_root<C>(v), 0};
+  static RowScale rescue_given(double v) {
+    if (!(v > 0.0) || !rmsnorm::detail::is_finite(v)) return {reciprocal_root<C>(v), 0};
     const int exponent = -std::ilogb(v) / 2;
     return {reciprocal_root<C>(std::ldexp(v, 2 * exponent)), exponent};
   }
@@ -216,7 +203,6 @@ class RowStatistics {
   std::int64_t count() const { return count_; }
 
  private:
-  const KernelTable& table_;
   std::int64_t count_;
   double eps_;
   alignas(64) C values_[block];
@@ -235,6 +221,10 @@ inline void write_statistic(char* p, DType t, double value) {
   }
 }
 
+// Rows of a group, and the bytes of them that are read again from the nearest cache.
+constexpr int max_group = 16;
+constexpr std::int64_t group_bytes = 32 * 1024;
+
 template <class C>
 class Forward {
  public:
@@ -243,7 +233,7 @@ class Forward {
         layout_(layout),
         table_(table),
         source_(layout, table),
-        statistics_(table, statistic_count(layout.n(), p.partial), p.eps) {
+        statistics_(statistic_count(layout.n(), p.partial), p.eps) {
     const DType sum = p.residual.present() ? promote(p.x.dtype, p.residual.dtype) : p.x.dtype;
     normalised_dtype_ = p.residual_out.present() ? p.residual_out.dtype : sum;
     if (p.residual.present() && p.round_residual) source_.round_sum_to(normalised_dtype_);
@@ -253,18 +243,37 @@ class Forward {
     fused_add_ = choose_add();
     source_role_ = fused_add_ ? role_residual_out : role_x;
     addend_role_ = p.residual.present() && !fused_add_ ? role_residual : role_x;
+    const bool plain = addend_role_ == role_x && is_plain(role_x, p.x.dtype);
+    sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
     apply_ = choose_apply();
+    const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
+    const std::int64_t group = row_bytes > 0 ? group_bytes / row_bytes : 1;
+    group_ = group < 1 ? 1 : group > max_group ? max_group : static_cast<int>(group);
   }
 
+  // Rows go through three steps in groups: between the statistics of a row and its first product
+  // lie a quotient, a root and a quotient, some 75 cycles in a chain, which the rows of a group
+  // share.
   void run(std::int64_t row_begin, std::int64_t row_end) {
+    double v[max_group], rstd[max_group];
     RowCursor cursor(layout_, row_begin);
-    for (std::int64_t row = row_begin; row < row_end; ++row, cursor.next()) {
-      const RowScale scale = add_and_measure(cursor);
-      const Operand& rstd = layout_.operand(role_rstd);
-      if (rstd.present) {
-        write_statistic(cursor.row(role_rstd), rstd.dtype, std::ldexp(scale.rstd, scale.exponent));
+    for (std::int64_t left = row_end - row_begin; left > 0;) {
+      std::int64_t rows = left < group_ ? left : group_;
+      if (rows > cursor.run()) rows = cursor.run();
+      add_and_measure(cursor, rows, v);
+      bool all_safe = true;
+      for (std::int64_t i = 0; i < rows; ++i) {
+        v[i] += p_.eps;
+        rstd[i] = reciprocal_root<C>(v[i]);
+        all_safe = all_safe && statistics_.is_safe(v[i]);
       }
-      apply(cursor, scale);
+      if (all_safe && apply_ != nullptr) {
+        apply_rows(cursor, rows, rstd);
+      } else {
+        for (std::int64_t i = 0; i < rows; ++i) apply_in_blocks(cursor, i, v[i], rstd[i]);
+      }
+      cursor.advance(rows);
+      left -= rows;
     }
   }
 
@@ -279,14 +288,14 @@ class Forward {
   }
 
   // The kernel that adds, stores and squares in one pass; the norm then reads residual_out.
-  AddSumOfSquares choose_add() const {
+  AddSumRows choose_add() const {
     const DType t = p_.x.dtype;
     // Without rounding the norm would need the sum as it was before the store, unless the store is
     // exact.
     const bool sum_is_stored = p_.round_residual || t == dtype_of<C>::value;
     const bool fused = sum_is_stored && is_plain(role_x, t) && is_plain(role_residual, t) &&
                        is_plain(role_residual_out, t);
-    return fused ? table_.add_sum_of_squares[static_cast<int>(t)] : nullptr;
+    return fused ? table_.add_sum_rows[static_cast<int>(t)] : nullptr;
   }
 
   Apply choose_apply() const {
@@ -303,57 +312,74 @@ class Forward {
     return table_.apply[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
   }
 
-  // The residual's addition, where a kernel does it, and the row's statistics.
-  RowScale add_and_measure(const RowCursor& cursor) {
-    const std::int64_t count = statistics_.count();
+  // The residual's addition, where a kernel does it, and the mean squares.
+  void add_and_measure(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
     const bool given = p_.mean_square.present();
-    SquareSum sum;
-    if (fused_add_ != nullptr) add_rows(cursor, given ? 0 : count, &sum);
-    source_.set(cursor, source_role_, addend_role_);
-    if (given) {
-      return statistics_.from_given(
-          read_statistic(cursor.row(role_mean_square), operand(role_mean_square).dtype));
+    if (fused_add_ != nullptr) {
+      fused_add_({cursor.row(role_x, 0), cursor.row(role_residual, 0),
+                  cursor.row(role_residual_out, 0), cursor.stride(role_x),
+                  cursor.stride(role_residual), cursor.stride(role_residual_out), layout_.n(),
+                  given ? 0 : statistics_.count(), rows, mean_square});
+    } else if (!given && sum_ != nullptr) {
+      sum_(cursor.row(role_x, 0), cursor.stride(role_x), statistics_.count(), rows, mean_square);
     }
-    if (fused_add_ == nullptr) {
-      if (addend_role_ == role_x && is_plain(role_x, p_.x.dtype)) {
-        statistics_.add_unit_row(p_.x.dtype, cursor.row(role_x), &sum);
-      } else {
-        statistics_.add_blocks(&source_, 0, &sum);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (given) {
+        mean_square[i] = read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype);
+        continue;
       }
+      if (fused_add_ == nullptr && sum_ == nullptr) {
+        source_.set(cursor, i, source_role_, addend_role_);
+        mean_square[i] = statistics_.sum_of_squares(&source_, 0);
+      }
+      mean_square[i] = statistics_.mean(mean_square[i]);
     }
-    return statistics_.from_row(statistics_.mean(sum), &source_);
   }
 
-  void add_rows(const RowCursor& cursor, std::int64_t count, SquareSum* sum) const {
-    const char* x = cursor.row(role_x);
-    const char* residual = cursor.row(role_residual);
-    char* out = cursor.row(role_residual_out);
-    const std::int64_t counted = count * size_in_bytes(p_.x.dtype);
-    SquareSum not_counted;
-    fused_add_(x, residual, out, count, sum);
-    fused_add_(x + counted, residual + counted, out + counted, layout_.n() - count, &not_counted);
+  void write_rstd(const RowCursor& cursor, std::int64_t i, const RowScale& scale) const {
+    if (!p_.rstd.present()) return;
+    const double value = scale.exponent == 0 ? scale.rstd : std::ldexp(scale.rstd, scale.exponent);
+    write_statistic(cursor.row(role_rstd, i), p_.rstd.dtype, value);
   }
 
-  void apply(const RowCursor& cursor, const RowScale& scale) {
-    const double rstd = rounded_rstd(scale.rstd);
-    if (apply_ != nullptr && scale.exponent == 0) {
-      apply_(cursor.row(source_role_), p_.weight.present() ? cursor.row(role_weight) : nullptr,
-             cursor.row(role_y), layout_.n(), rstd, offset_);
-      return;
+  void apply_rows(const RowCursor& cursor, std::int64_t rows, double* rstd) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      write_rstd(cursor, i, {rstd[i], 0});
+      rstd[i] = rounded_rstd(rstd[i]);
     }
+    const bool weighted = p_.weight.present();
+    apply_({cursor.row(source_role_, 0), weighted ? cursor.row(role_weight, 0) : nullptr,
+            cursor.row(role_y, 0), cursor.stride(source_role_),
+            weighted ? cursor.stride(role_weight) : 0, cursor.stride(role_y), layout_.n(), rows,
+            rstd, offset_});
+  }
+
+  void apply_in_blocks(const RowCursor& cursor, std::int64_t i, double v, double unscaled_rstd) {
+    source_.set(cursor, i, source_role_, addend_role_);
+    RowScale scale = {unscaled_rstd, 0};
+    if (!statistics_.is_safe(v)) {
+      scale = p_.mean_square.present() ? statistics_.rescue_given(v)
+                                       : statistics_.rescue_row(v, &source_);
+    }
+    write_rstd(cursor, i, scale);
+    const C rstd = static_cast<C>(rounded_rstd(scale.rstd));
     for_each_block(layout_.n(), [&](std::int64_t begin, std::int64_t count) {
       source_.read(begin, count, values_);
       if (p_.residual_out.present() && fused_add_ == nullptr) {
-        source_.narrow(values_, role_residual_out, cursor.row(role_residual_out), begin, count);
+        source_.narrow(values_, role_residual_out, cursor.row(role_residual_out, i), begin, count);
       }
       source_.scale(values_, count, scale.exponent);
-      source_.ops().scale(values_, static_cast<C>(rstd), count);
-      if (p_.rounding == Rounding::once) {
-        apply_once(cursor, begin, count);
-      } else {
-        apply_rounded(cursor, begin, count);
+      source_.ops().scale(values_, rstd, count);
+      if (p_.weight.present()) read_weight(cursor.row(role_weight, i), begin, count);
+      if (p_.bias.present()) {
+        source_.widen(role_bias, cursor.row(role_bias, i), begin, count, bias_);
       }
-      source_.narrow(values_, role_y, cursor.row(role_y), begin, count);
+      if (p_.rounding == Rounding::once) {
+        apply_once(count);
+      } else {
+        apply_rounded(count);
+      }
+      source_.narrow(values_, role_y, cursor.row(role_y, i), begin, count);
     });
   }
 
@@ -364,14 +390,12 @@ class Forward {
     return static_cast<double>(value[0]);
   }
 
-  void read_weight(const RowCursor& cursor, std::int64_t begin, std::int64_t count) {
-    source_.widen(role_weight, cursor.row(role_weight), begin, count, weight_);
+  void read_weight(const char* row, std::int64_t begin, std::int64_t count) {
+    source_.widen(role_weight, row, begin, count, weight_);
     source_.ops().add_constant(weight_, static_cast<C>(offset_), count);
   }
 
-  void apply_once(const RowCursor& cursor, std::int64_t begin, std::int64_t count) {
-    if (p_.bias.present()) source_.widen(role_bias, cursor.row(role_bias), begin, count, bias_);
-    if (p_.weight.present()) read_weight(cursor, begin, count);
+  void apply_once(std::int64_t count) {
     if (p_.weight.present() && p_.bias.present()) {
       source_.ops().multiply_add(values_, weight_, bias_, count);
     } else if (p_.weight.present()) {
@@ -381,17 +405,15 @@ class Forward {
     }
   }
 
-  void apply_rounded(const RowCursor& cursor, std::int64_t begin, std::int64_t count) {
+  void apply_rounded(std::int64_t count) {
     DType t = normalised_dtype_;
     source_.round(values_, count, t);
     if (p_.weight.present()) {
-      read_weight(cursor, begin, count);
       source_.ops().multiply(values_, weight_, count);
       t = promote(t, weight_dtype_);
       source_.round(values_, count, t);
     }
     if (p_.bias.present()) {
-      source_.widen(role_bias, cursor.row(role_bias), begin, count, bias_);
       source_.ops().add(values_, bias_, count);
       t = promote(t, p_.bias.dtype);
       source_.round(values_, count, t);
@@ -406,10 +428,12 @@ class Forward {
   DType normalised_dtype_;
   DType weight_dtype_;
   double offset_;
-  AddSumOfSquares fused_add_;
+  AddSumRows fused_add_;
   Role source_role_;
   Role addend_role_;
+  SumRows sum_;
   Apply apply_;
+  int group_;
   alignas(64) C values_[block];
   alignas(64) C weight_[block];
   alignas(64) C bias_[block];
@@ -441,24 +465,24 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
                              std::int64_t row_begin, std::int64_t row_end,
                              const KernelTable& table) {
   RowSource<C> source(layout, table);
-  RowStatistics<C> statistics(table, statistic_count(layout.n(), p.partial), 0.0);
-  const bool unit = layout.operand(role_x).unit;
+  RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0);
+  const SumRows sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
   RowCursor cursor(layout, row_begin);
-  for (std::int64_t row = row_begin; row < row_end; ++row, cursor.next()) {
-    source.set(cursor, role_x, role_x);
-    SquareSum sum;
-    if (unit) {
-      statistics.add_unit_row(p.x.dtype, cursor.row(role_x), &sum);
+  for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
+    source.set(cursor, 0, role_x, role_x);
+    double sum;
+    if (layout.operand(role_x).unit) {
+      sum_rows(cursor.row(role_x, 0), 0, statistics.count(), 1, &sum);
     } else {
-      statistics.add_blocks(&source, 0, &sum);
+      sum = statistics.sum_of_squares(&source, 0);
     }
     double mean = statistics.mean(sum);
     if (!statistics.is_safe(mean)) {
       const int exponent = statistics.scale_exponent(&source);
-      if (exponent != 0)
-        mean = std::ldexp(statistics.scaled_mean(&source, exponent), -2 * exponent);
+      const double scaled = statistics.mean(statistics.sum_of_squares(&source, exponent));
+      mean = std::ldexp(scaled, -2 * exponent);
     }
-    write_statistic(cursor.row(role_mean_square), p.mean_square.dtype, mean);
+    write_statistic(cursor.row(role_mean_square, 0), p.mean_square.dtype, mean);
   }
 }
 

@@ -22,43 +22,66 @@ constexpr int lanes = 32;
 // addition per four lanes, which hide behind the next block's loads.
 constexpr int block = 256;
 
-// hi + lo is the sum in each double lane; lo collects the rounding errors of hi where the elements
-// are double (with float elements 29 bits are to spare, and lo stays zero).
+// The sum so far, in eight double lanes. For double elements lo collects the rounding errors of hi;
+// for float elements, whose folded lanes leave 29 bits to spare, it is not used.
 struct SquareSum {
-  double hi[8] = {};
-  double lo[8] = {};
+  double hi[8];
+  double lo[8];
 
-  static double tree(const double (&v)[8]) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-  }
+  template <class C>
   double total() const {
     const double high = tree(hi);
     // An overflow leaves NaN in lo, which must not hide the infinity.
-    return high - high == 0.0 ? high + tree(lo) : high;
+    const bool has_errors = sizeof(C) == sizeof(double) && high - high == 0.0;
+    return has_errors ? high + tree(lo) : high;
+  }
+
+ private:
+  static double tree(const double (&v)[8]) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
   }
 };
 
 enum class WeightKind : int { none = 0, same = 1, f32 = 2 };
 constexpr int weight_kind_count = 3;
 
-// Adds the squares of x[0 .. n) to *sum. A row may be summed in several calls if n is a multiple of
-// `block` in all but the last.
-using SumOfSquares = void (*)(const void* x, std::int64_t n, SquareSum* sum);
+// Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes.
 
-// out[i] = cast(x[i] + residual[i]) and the squares of out added to *sum, all of one dtype.
-using AddSumOfSquares = void (*)(const void* x, const void* residual, void* out, std::int64_t n,
-                                 SquareSum* sum);
+// sums[r] = sum of squares of the first n elements of row r.
+using SumRows = void (*)(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
+                         double* sums);
 
-// y[i] = cast(cast_before(x[i] * rstd) * (offset + w[i])), y of x's dtype. An offset of -0.0 leaves
-// every weight as it is. rstd and offset are values of the compute type.
-using Apply = void (*)(const void* x, const void* w, void* y, std::int64_t n, double rstd,
-                       double offset);
+// out = cast(x + residual), all of one dtype, and sums[r] of the first `counted` elements of out.
+struct AddRows {
+  const char* x;
+  const char* residual;
+  char* out;
+  std::int64_t x_stride, residual_stride, out_stride;
+  std::int64_t n, counted, rows;
+  double* sums;
+};
+using AddSumRows = void (*)(const AddRows& a);
+
+// y = cast(cast_before(x * rstd[r]) * (offset + w)), y of x's dtype. An offset of -0.0 leaves every
+// weight as it is. rstd and offset are values of the compute type.
+struct ApplyRows {
+  const char* x;
+  const char* w;
+  char* y;
+  std::int64_t x_stride, w_stride, y_stride;
+  std::int64_t n, rows;
+  const double* rstd;
+  double offset;
+};
+using Apply = void (*)(const ApplyRows& a);
 
 // Operations on blocks of n <= `block` elements of the compute type C in scratch memory, for
 // everything that has no kernel of its own. widen fills its target with zeros up to the next
 // multiple of `lanes`, and the in-place operations work up to there.
 template <class C>
 struct BlockOps {
+  // Adds the squares of n elements, a multiple of `block` in all but the last call of a row.
+  void (*add_squares)(const C* v, std::int64_t n, SquareSum* sum);
   void (*widen[dtype_count])(const void* from, C* to, std::int64_t n);
   void (*narrow[dtype_count])(const C* from, void* to, std::int64_t n);
   void (*scale)(C* v, C factor, std::int64_t n);
@@ -69,8 +92,8 @@ struct BlockOps {
 };
 
 struct KernelTable {
-  SumOfSquares sum_of_squares[dtype_count];
-  AddSumOfSquares add_sum_of_squares[dtype_count];
+  SumRows sum_rows[dtype_count];
+  AddSumRows add_sum_rows[dtype_count];
   Apply apply[dtype_count][weight_kind_count][2];  // [x's dtype][weight][cast before the weight]
   BlockOps<float> f32_blocks;
   BlockOps<double> f64_blocks;

@@ -54,8 +54,13 @@ template <class T>
 struct Tail {
   T elements[lanes];
 
-  Tail() : elements{} {}
-  Tail(const T* from, std::int64_t n) : elements{} {
+  // By vector stores: gcc clears arrays of this size by `rep stos`, which takes some 40 cycles.
+  Tail() {
+    for_each_register<LanesFor<T>::count>([this](int u) {
+      store(elements + u * LanesFor<T>::width, splat(typename Compute<T>::scalar(0)));
+    });
+  }
+  Tail(const T* from, std::int64_t n) : Tail() {
     std::memcpy(elements, from, static_cast<std::size_t>(n) * sizeof(T));
   }
   void copy_to(T* to, std::int64_t n) const {
@@ -76,6 +81,16 @@ inline void for_each_step(std::int64_t n, Step step, Rest rest) {
 template <class C>
 inline void set_zero(Lanes<C>& acc) {
   for_each_register<Lanes<C>::count>([&acc](int u) { acc.v[u] = splat(C(0)); });
+}
+
+template <class C>
+inline void set_zero(SquareSum* sum) {
+  for_each_register<8 / Lanes<double>::width>([sum](int u) {
+    store(sum->hi + u * Lanes<double>::width, splat(0.0));
+    if constexpr (sizeof(C) == sizeof(double)) {
+      store(sum->lo + u * Lanes<double>::width, splat(0.0));
+    }
+  });
 }
 
 // Double lanes D i ... D i + D-1 of the 32.
@@ -139,14 +154,25 @@ inline void square_step(LanesFor<T>& acc, const T* x) {
 }
 
 template <class T>
-void sum_of_squares(const void* x_, std::int64_t n, SquareSum* sum) {
+inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
   using Acc = LanesFor<T>;
-  const T* x = static_cast<const T*>(x_);
   sum_blocks<typename Compute<T>::scalar>(
       n, sum, [x](Acc& acc, std::int64_t i) { square_step(acc, x + i); },
       [x](Acc& acc, std::int64_t i, std::int64_t left) {
         square_step(acc, Tail<T>(x + i, left).elements);
       });
+}
+
+template <class T>
+void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
+              double* sums) {
+  using C = typename Compute<T>::scalar;
+  for (std::int64_t r = 0; r < rows; ++r, x += x_stride) {
+    SquareSum sum;
+    set_zero<C>(&sum);
+    add_squares(reinterpret_cast<const T*>(x), n, &sum);
+    sums[r] = sum.total<C>();
+  }
 }
 
 template <class T>
@@ -160,12 +186,8 @@ inline void add_step(LanesFor<T>& acc, const T* x, const T* residual, T* out) {
 }
 
 template <class T>
-void add_sum_of_squares(const void* x_, const void* residual_, void* out_, std::int64_t n,
-                        SquareSum* sum) {
+inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, SquareSum* sum) {
   using Acc = LanesFor<T>;
-  const T* x = static_cast<const T*>(x_);
-  const T* residual = static_cast<const T*>(residual_);
-  T* out = static_cast<T*>(out_);
   sum_blocks<typename Compute<T>::scalar>(
       n, sum, [=](Acc& acc, std::int64_t i) { add_step(acc, x + i, residual + i, out + i); },
       [=](Acc& acc, std::int64_t i, std::int64_t left) {
@@ -174,6 +196,24 @@ void add_sum_of_squares(const void* x_, const void* residual_, void* out_, std::
         add_step(acc, a.elements, b.elements, s.elements);
         s.copy_to(out + i, left);
       });
+}
+
+template <class T>
+void add_sum_rows(const AddRows& a) {
+  using C = typename Compute<T>::scalar;
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
+    const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride);
+    T* out = reinterpret_cast<T*>(a.out + r * a.out_stride);
+    SquareSum sum, not_counted;
+    set_zero<C>(&sum);
+    set_zero<C>(&not_counted);
+    add_row(x, residual, out, a.counted, &sum);
+    if (a.counted < a.n) {
+      add_row(x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted, &not_counted);
+    }
+    a.sums[r] = sum.total<C>();
+  }
 }
 
 // ---- apply ----
@@ -196,14 +236,8 @@ inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rst
 }
 
 template <class T, class W, bool round_before>
-void apply(const void* x_, const void* w_, void* y_, std::int64_t n, double rstd_, double offset_) {
-  using C = typename Compute<T>::scalar;
-  using V = typename Compute<T>::vector;
-  const T* x = static_cast<const T*>(x_);
-  const W* w = static_cast<const W*>(w_);
-  T* y = static_cast<T*>(y_);
-  const V rstd = splat(static_cast<C>(rstd_));
-  const V offset = splat(static_cast<C>(offset_));
+inline void apply_row(const T* x, const W* w, T* y, std::int64_t n, typename LanesFor<T>::V rstd,
+                      typename LanesFor<T>::V offset) {
   for_each_step(
       n,
       [=](std::int64_t i) {
@@ -220,6 +254,18 @@ void apply(const void* x_, const void* w_, void* y_, std::int64_t n, double rstd
         }
         out.copy_to(y + i, left);
       });
+}
+
+template <class T, class W, bool round_before>
+void apply(const ApplyRows& a) {
+  using C = typename Compute<T>::scalar;
+  const auto offset = splat(static_cast<C>(a.offset));
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    apply_row<T, W, round_before>(reinterpret_cast<const T*>(a.x + r * a.x_stride),
+                                  reinterpret_cast<const W*>(a.w + r * a.w_stride),
+                                  reinterpret_cast<T*>(a.y + r * a.y_stride), a.n,
+                                  splat(static_cast<C>(a.rstd[r])), offset);
+  }
 }
 
 // ---- blocks in scratch memory ----
@@ -262,6 +308,11 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
         convert_step(from + i, out.elements);
         out.copy_to(to + i, left);
       });
+}
+
+template <class C>
+void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
+  add_squares(v, n, sum);
 }
 
 template <class C, class Operation>
@@ -310,6 +361,7 @@ constexpr BlockOps<C> block_ops() {
     narrow_f64 = narrow_block<C, double>;
   }
   return {
+      add_squares_block<C>,
       {widen_block<C, float16>, widen_block<C, bfloat16>, widen_block<C, float>, widen_f64},
       {narrow_block<C, float16>, narrow_block<C, bfloat16>, narrow_block<C, float>, narrow_f64},
       scale_block<C>,
@@ -322,10 +374,8 @@ constexpr BlockOps<C> block_ops() {
 
 inline const KernelTable& kernel_table() {
   static constexpr KernelTable table = {
-      {sum_of_squares<float16>, sum_of_squares<bfloat16>, sum_of_squares<float>,
-       sum_of_squares<double>},
-      {add_sum_of_squares<float16>, add_sum_of_squares<bfloat16>, add_sum_of_squares<float>,
-       add_sum_of_squares<double>},
+      {sum_rows<float16>, sum_rows<bfloat16>, sum_rows<float>, sum_rows<double>},
+      {add_sum_rows<float16>, add_sum_rows<bfloat16>, add_sum_rows<float>, add_sum_rows<double>},
       {{{apply<float16, NoWeight, false>, apply<float16, NoWeight, true>},
         {apply<float16, float16, false>, apply<float16, float16, true>},
         {apply<float16, float, false>, apply<float16, float, true>}},

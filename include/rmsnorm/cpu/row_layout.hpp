@@ -171,14 +171,15 @@ class RowLayout {
   std::int64_t n_ = 1;
 };
 
-// Addresses of the current row of every tensor, stepped from row to row.
+// A position in the rows of every tensor. Rows of the innermost row dimension are evenly spaced, so
+// that kernels take several of them at once.
 class RowCursor {
  public:
   RowCursor(const RowLayout& layout, std::int64_t row) : layout_(layout) {
     for (int r = 0; r < role_count; ++r) {
-      if (operand(r).present) roles_[count_++] = r;
+      if (layout.operand(static_cast<Role>(r)).present) roles_[count_++] = static_cast<Role>(r);
     }
-    for (int i = 0; i < count_; ++i) rows_[roles_[i]] = operand(roles_[i]).data;
+    for (int i = 0; i < count_; ++i) rows_[roles_[i]] = layout.operand(roles_[i]).data;
     for (int d = layout.row_rank() - 1; d >= 0; --d) {
       index_[d] = row % layout.row_size(d);
       row /= layout.row_size(d);
@@ -186,28 +187,42 @@ class RowCursor {
     }
   }
 
-  char* row(Role role) const { return rows_[role]; }
+  // How many rows from this one on are evenly spaced.
+  std::int64_t run() const {
+    const int last = layout_.row_rank() - 1;
+    return last < 0 ? 1 : layout_.row_size(last) - index_[last];
+  }
+  // Bytes from row to row within a run.
+  std::int64_t stride(Role role) const {
+    const int last = layout_.row_rank() - 1;
+    return last < 0 ? 0 : layout_.operand(role).row_strides[last];
+  }
+  // Row i of the run.
+  char* row(Role role, std::int64_t i) const { return rows_[role] + i * stride(role); }
 
-  void next() {
-    for (int d = layout_.row_rank() - 1; d >= 0; --d) {
-      move(d, 1);
-      if (++index_[d] < layout_.row_size(d)) return;
+  // By at most run() rows.
+  void advance(std::int64_t rows) {
+    int d = layout_.row_rank() - 1;
+    if (d < 0) return;
+    move(d, rows);
+    index_[d] += rows;
+    for (; d > 0 && index_[d] == layout_.row_size(d); --d) {
       move(d, -layout_.row_size(d));
       index_[d] = 0;
+      move(d - 1, 1);
+      ++index_[d - 1];
     }
   }
 
  private:
-  const Operand& operand(int role) const { return layout_.operand(static_cast<Role>(role)); }
-
   void move(int dimension, std::int64_t steps) {
     for (int i = 0; i < count_; ++i) {
-      rows_[roles_[i]] += steps * operand(roles_[i]).row_strides[dimension];
+      rows_[roles_[i]] += steps * layout_.operand(roles_[i]).row_strides[dimension];
     }
   }
 
   const RowLayout& layout_;
-  int roles_[role_count];
+  Role roles_[role_count];
   int count_ = 0;
   char* rows_[role_count];
   std::int64_t index_[max_rank];
