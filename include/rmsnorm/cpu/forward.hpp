@@ -223,7 +223,7 @@ inline void write_statistic(char* p, DType t, double value) {
 
 // Rows of a group, and the bytes of them that are read again from the nearest cache.
 constexpr int max_group = 16;
-constexpr std::int64_t group_bytes = 32 * 1024;
+constexpr std::int64_t group_bytes = 16 * 1024;
 
 template <class C>
 class Forward {
@@ -260,12 +260,12 @@ class Forward {
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
-      add_and_measure(cursor, rows, v);
+      measure_rows(cursor, rows, v);
       bool all_safe = true;
       for (std::int64_t i = 0; i < rows; ++i) {
         v[i] += p_.eps;
-        rstd[i] = reciprocal_root<C>(v[i]);
         all_safe = all_safe && statistics_.is_safe(v[i]);
+        rstd[i] = reciprocal_root<C>(v[i]);
       }
       if (all_safe && apply_ != nullptr) {
         apply_rows(cursor, rows, rstd);
@@ -313,27 +313,28 @@ class Forward {
   }
 
   // The residual's addition, where a kernel does it, and the mean squares.
-  void add_and_measure(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
-    const bool given = p_.mean_square.present();
+  void measure_rows(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
     if (fused_add_ != nullptr) {
-      fused_add_({cursor.row(role_x, 0), cursor.row(role_residual, 0),
-                  cursor.row(role_residual_out, 0), cursor.stride(role_x),
-                  cursor.stride(role_residual), cursor.stride(role_residual_out), layout_.n(),
-                  given ? 0 : statistics_.count(), rows, mean_square});
-    } else if (!given && sum_ != nullptr) {
-      sum_(cursor.row(role_x, 0), cursor.stride(role_x), statistics_.count(), rows, mean_square);
+      fused_add_({cursor.row(role_x), cursor.row(role_residual), cursor.row(role_residual_out),
+                  cursor.stride(role_x), cursor.stride(role_residual),
+                  cursor.stride(role_residual_out), layout_.n(),
+                  p_.mean_square.present() ? 0 : statistics_.count(), rows, mean_square});
     }
-    for (std::int64_t i = 0; i < rows; ++i) {
-      if (given) {
+    if (p_.mean_square.present()) {
+      for (std::int64_t i = 0; i < rows; ++i) {
         mean_square[i] = read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype);
-        continue;
       }
-      if (fused_add_ == nullptr && sum_ == nullptr) {
+      return;
+    }
+    if (sum_ != nullptr) {
+      sum_(cursor.row(role_x), cursor.stride(role_x), statistics_.count(), rows, mean_square);
+    } else if (fused_add_ == nullptr) {
+      for (std::int64_t i = 0; i < rows; ++i) {
         source_.set(cursor, i, source_role_, addend_role_);
         mean_square[i] = statistics_.sum_of_squares(&source_, 0);
       }
-      mean_square[i] = statistics_.mean(mean_square[i]);
     }
+    for (std::int64_t i = 0; i < rows; ++i) mean_square[i] = statistics_.mean(mean_square[i]);
   }
 
   void write_rstd(const RowCursor& cursor, std::int64_t i, const RowScale& scale) const {
@@ -348,8 +349,8 @@ class Forward {
       rstd[i] = rounded_rstd(rstd[i]);
     }
     const bool weighted = p_.weight.present();
-    apply_({cursor.row(source_role_, 0), weighted ? cursor.row(role_weight, 0) : nullptr,
-            cursor.row(role_y, 0), cursor.stride(source_role_),
+    apply_({cursor.row(source_role_), weighted ? cursor.row(role_weight) : nullptr,
+            cursor.row(role_y), cursor.stride(source_role_),
             weighted ? cursor.stride(role_weight) : 0, cursor.stride(role_y), layout_.n(), rows,
             rstd, offset_});
   }
@@ -472,7 +473,7 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
     source.set(cursor, 0, role_x, role_x);
     double sum;
     if (layout.operand(role_x).unit) {
-      sum_rows(cursor.row(role_x, 0), 0, statistics.count(), 1, &sum);
+      sum_rows(cursor.row(role_x), 0, statistics.count(), 1, &sum);
     } else {
       sum = statistics.sum_of_squares(&source, 0);
     }
@@ -482,7 +483,7 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
       const double scaled = statistics.mean(statistics.sum_of_squares(&source, exponent));
       mean = std::ldexp(scaled, -2 * exponent);
     }
-    write_statistic(cursor.row(role_mean_square, 0), p.mean_square.dtype, mean);
+    write_statistic(cursor.row(role_mean_square), p.mean_square.dtype, mean);
   }
 }
 

@@ -175,12 +175,13 @@ class RowLayout {
 // that kernels take several of them at once.
 class RowCursor {
  public:
-  RowCursor(const RowLayout& layout, std::int64_t row) : layout_(layout) {
+  RowCursor(const RowLayout& layout, std::int64_t row)
+      : layout_(layout), last_(layout.row_rank() - 1) {
     for (int r = 0; r < role_count; ++r) {
       if (layout.operand(static_cast<Role>(r)).present) roles_[count_++] = static_cast<Role>(r);
     }
     for (int i = 0; i < count_; ++i) rows_[roles_[i]] = layout.operand(roles_[i]).data;
-    for (int d = layout.row_rank() - 1; d >= 0; --d) {
+    for (int d = last_; d >= 0; --d) {
       index_[d] = row % layout.row_size(d);
       row /= layout.row_size(d);
       move(d, index_[d]);
@@ -188,21 +189,17 @@ class RowCursor {
   }
 
   // How many rows from this one on are evenly spaced.
-  std::int64_t run() const {
-    const int last = layout_.row_rank() - 1;
-    return last < 0 ? 1 : layout_.row_size(last) - index_[last];
-  }
+  std::int64_t run() const { return last_ < 0 ? 1 : layout_.row_size(last_) - index_[last_]; }
   // Bytes from row to row within a run.
   std::int64_t stride(Role role) const {
-    const int last = layout_.row_rank() - 1;
-    return last < 0 ? 0 : layout_.operand(role).row_strides[last];
+    return last_ < 0 ? 0 : layout_.operand(role).row_strides[last_];
   }
   // Row i of the run.
-  char* row(Role role, std::int64_t i) const { return rows_[role] + i * stride(role); }
+  char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
 
   // By at most run() rows.
   void advance(std::int64_t rows) {
-    int d = layout_.row_rank() - 1;
+    int d = last_;
     if (d < 0) return;
     move(d, rows);
     index_[d] += rows;
@@ -222,6 +219,7 @@ class RowCursor {
   }
 
   const RowLayout& layout_;
+  int last_;  // the innermost row dimension, -1 where there is a single row
   Role roles_[role_count];
   int count_ = 0;
   char* rows_[role_count];
