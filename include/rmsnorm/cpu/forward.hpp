@@ -243,7 +243,7 @@ class Forward {
     fused_add_ = choose_add();
     source_role_ = fused_add_ ? role_residual_out : role_x;
     addend_role_ = p.residual.present() && !fused_add_ ? role_residual : role_x;
-    const bool plain = addend_role_ == role_x && is_plain(role_x, p.x.dtype);
+    const bool plain = !p.residual.present() && is_plain(role_x, p.x.dtype);
     sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
     apply_ = choose_apply();
     const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
