@@ -8,8 +8,10 @@
 #endif
 
 #include "../rmsnorm.hpp"
+#include "float_environment.hpp"
 #include "forward.hpp"
 #include "scalar.hpp"
+#include "statistics.hpp"
 #if defined(RMSNORM_X86_64)
 #include "avx2.hpp"
 #include "avx512.hpp"

@@ -20,13 +20,14 @@ enum Role : int {
   role_mean_square,
   role_y,
   role_residual_out,
-  role_rstd
+  role_rstd,
+  role_none
 };
-constexpr int role_count = 8;
+constexpr int role_count = role_none;
 
 struct Operand {
   bool present = false;
-  bool unit = false;  // the elements of a row lie side by side
+  bool unit = false;  // the elements of a row lie side by side, and aligned to their size
   DType dtype = DType::f32;
   char* data;
   std::int64_t row_strides[max_rank];    // bytes, per row dimension of the layout; broadcast: 0
@@ -53,7 +54,8 @@ class RowLayout {
     if (!t.present()) return;
     Operand& o = add_rows(role, t, t.rank - inner_rank_);
     std::int64_t packed = size_in_bytes(t.dtype);
-    o.unit = true;
+    // Kernels may assume aligned elements; others, as in packed records, are gathered.
+    o.unit = reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(packed) == 0;
     for (int d = inner_rank_ - 1; d >= 0; --d) {
       o.inner_strides[d] = t.strides[t.rank - inner_rank_ + d] * size_in_bytes(t.dtype);
       if (inner_sizes_[d] != 1 && o.inner_strides[d] != packed) o.unit = false;

@@ -1,0 +1,169 @@
+// From the sum of squares to 1 / sqrt, with the exactly scaled second try for rows whose squares
+// overflow or underflow, and mean_square on its own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "../check.hpp"
+#include "row_blocks.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+
+// Where mean_square + eps may lie for the row to be computed as it is. Below, squares that
+// underflow could be missed: each costs at most half of the smallest denormal, 2^-150 or 2^-1075,
+// so that at these bounds the relative error of the mean is below 2^-50 or 2^-75. Above, sums
+// overflow.
+template <class C>
+struct SafeRange;
+template <>
+struct SafeRange<float> {
+  static constexpr double least = 0x1p-100, most = 0x1p126;
+};
+template <>
+struct SafeRange<double> {
+  static constexpr double least = 0x1p-1000, most = 0x1p1020;
+};
+
+// 1 / sqrt(v), rounded to C. The root and the quotient in double leave 29 bits for float; for
+// double their errors are removed by a Newton step on the exact residual 1 - v r^2.
+template <class C>
+inline double reciprocal_root(double v) {
+  const double r = 1.0 / std::sqrt(v);
+  if (sizeof(C) == sizeof(float)) return static_cast<double>(static_cast<float>(r));
+  if (!(v >= SafeRange<double>::least && v <= SafeRange<double>::most)) return r;
+  const double square = r * r;
+  const double square_error = std::fma(r, r, -square);
+  const double residual = std::fma(-v, square_error, std::fma(-v, square, 1.0));
+  return std::fma(0.5 * r, residual, r);
+}
+
+// A row is normalised as (x * 2^exponent) * rstd.
+struct RowScale {
+  double rstd;
+  int exponent;
+};
+
+inline std::int64_t statistic_count(std::int64_t n, double partial) {
+  if (partial == 1.0) return n;
+  const std::int64_t k = static_cast<std::int64_t>(std::ceil(partial * static_cast<double>(n)));
+  return k < n ? k : n;
+}
+
+// The statistics of rows that have no kernel, and the exactly scaled second try where squares
+// overflow or underflow.
+template <class C>
+class RowStatistics {
+ public:
+  RowStatistics(std::int64_t count, double eps) : count_(count), eps_(eps) {}
+
+  // Of the source's values times 2^exponent.
+  double sum_of_squares(RowSource<C>* source, int exponent) {
+    SquareSum sum = {};
+    for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
+      source->read(begin, count, values_);
+      source->scale(values_, count, exponent);
+      source->ops().add_squares(values_, count, &sum);
+    });
+    return sum.total<C>();
+  }
+
+  double mean(double sum) const { return sum / static_cast<double>(count_); }
+
+  static bool is_safe(double v) { return v >= SafeRange<C>::least && v <= SafeRange<C>::most; }
+
+  // Of a row whose mean square is known to be outside of the safe range. A row with an infinity, a
+  // NaN or nothing but zeros is left as it is: its mean square is the right one.
+  int scale_exponent(RowSource<C>* source) {
+    C largest = 0;
+    bool finite = true;
+    for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
+      source->read(begin, count, values_);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const C a = std::fabs(values_[i]);
+        if (!(a <= std::numeric_limits<C>::max())) finite = false;
+        if (a > largest) largest = a;
+      }
+    });
+    if (!finite || largest == 0) return 0;
+    const double size = static_cast<double>(largest), root_eps = std::sqrt(eps_);
+    return -std::ilogb(size > root_eps ? size : root_eps);
+  }
+
+  // The scale of a row whose mean_square + eps is outside of the safe range.
+  RowScale rescue_row(double v, RowSource<C>* source) {
+    const int exponent = scale_exponent(source);
+    if (exponent == 0) return {reciprocal_root<C>(v), 0};
+    const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
+    return {reciprocal_root<C>(scaled), exponent};
+  }
+
+  // With statistics that the caller gives, only 1 / sqrt can leave the range of C.
+  static RowScale rescue_given(double v) {
+    if (!(v > 0.0) || !rmsnorm::detail::is_finite(v)) return {reciprocal_root<C>(v), 0};
+    const int exponent = -std::ilogb(v) / 2;
+    return {reciprocal_root<C>(std::ldexp(v, 2 * exponent)), exponent};
+  }
+
+  std::int64_t count() const { return count_; }
+
+ private:
+  std::int64_t count_;
+  double eps_;
+  alignas(64) C values_[block];
+};
+
+// By memcpy: a statistic may lie unaligned in a record.
+template <class T>
+inline T read_as(const char* p) {
+  T value;
+  std::memcpy(&value, p, sizeof(T));
+  return value;
+}
+
+inline double read_statistic(const char* p, DType t) {
+  return t == DType::f64 ? read_as<double>(p) : static_cast<double>(read_as<float>(p));
+}
+
+inline void write_statistic(char* p, DType t, double value) {
+  const float narrowed = static_cast<float>(value);
+  if (t == DType::f64) {
+    std::memcpy(p, &value, sizeof(value));
+  } else {
+    std::memcpy(p, &narrowed, sizeof(narrowed));
+  }
+}
+
+template <class C>
+inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
+                             std::int64_t row_begin, std::int64_t row_end,
+                             const KernelTable& table) {
+  RowSource<C> source(layout, table);
+  RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0);
+  const SumRows sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
+  RowCursor cursor(layout, row_begin);
+  for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
+    source.set(cursor, 0, role_x, role_none);
+    double sum;
+    if (layout.operand(role_x).unit) {
+      sum_rows(cursor.row(role_x), 0, statistics.count(), 1, &sum);
+    } else {
+      sum = statistics.sum_of_squares(&source, 0);
+    }
+    double mean = statistics.mean(sum);
+    if (!statistics.is_safe(mean)) {
+      const int exponent = statistics.scale_exponent(&source);
+      const double scaled = statistics.mean(statistics.sum_of_squares(&source, exponent));
+      mean = std::ldexp(scaled, -2 * exponent);
+    }
+    write_statistic(cursor.row(role_mean_square), p.mean_square.dtype, mean);
+  }
+}
+
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm
