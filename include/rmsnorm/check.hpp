@@ -13,13 +13,34 @@ namespace detail {
 constexpr std::int64_t int64_max = std::numeric_limits<std::int64_t>::max();
 
 // a * b for a, b >= 0, or -1 where that exceeds 64 bits.
-constexpr std::int64_t checked_product(std::int64_t a, std::int64_t b) {
+inline std::int64_t checked_product(std::int64_t a, std::int64_t b) {
+#if defined(__GNUC__)
+  std::int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? -1 : product;
+#else
   return a != 0 && b > int64_max / a ? -1 : a * b;
+#endif
 }
 
 constexpr std::int64_t magnitude(std::int64_t a) { return a < 0 ? -a : a; }
 
 constexpr bool is_finite(double v) { return v - v == 0.0; }
+
+// A tensor of either constness, without a copy of its sizes and strides.
+struct TensorRef {
+  TensorRef() = default;
+  template <class Void>
+  constexpr TensorRef(const BasicTensor<Void>& t)
+      : data(t.data), dtype(t.dtype), rank(t.rank), sizes(t.sizes), strides(t.strides) {}
+
+  constexpr bool present() const { return rank >= 0; }
+
+  const void* data;
+  DType dtype;
+  std::int32_t rank;
+  const std::int64_t* sizes;
+  const std::int64_t* strides;
+};
 
 // ---- memory extents and overlap ----
 
@@ -34,16 +55,10 @@ struct Extent {
   std::int64_t counts[max_rank];
 };
 
-// False where the tensor reaches further than an address does.
-inline bool make_extent(const ConstTensor& t, Extent* e) {
+// Of a tensor with elements. False where it reaches further than an address does.
+inline bool make_extent(const TensorRef& t, Extent* e) {
   e->element_size = size_in_bytes(t.dtype);
   std::int64_t below = 0, span = e->element_size;
-  for (int d = 0; d < t.rank; ++d) {
-    if (t.sizes[d] == 0) {
-      e->begin = e->end = reinterpret_cast<std::uintptr_t>(t.data);
-      return true;
-    }
-  }
   for (int d = 0; d < t.rank; ++d) {
     if (t.sizes[d] == 1) continue;
     if (t.strides[d] <= -int64_max / 8 || t.strides[d] >= int64_max / 8) return false;
@@ -140,7 +155,7 @@ inline bool overlap(const Extent& a, const Extent& b) {
 }
 
 // The same elements at the same places: element i of one is element i of the other.
-inline bool exact_alias(const ConstTensor& a, const ConstTensor& b) {
+inline bool exact_alias(const TensorRef& a, const TensorRef& b) {
   if (a.data != b.data || size_in_bytes(a.dtype) != size_in_bytes(b.dtype)) return false;
   for (int d = 0; d < a.rank; ++d) {
     if (a.sizes[d] > 1 && a.strides[d] != b.strides[d]) return false;
@@ -150,7 +165,7 @@ inline bool exact_alias(const ConstTensor& a, const ConstTensor& b) {
 
 // ---- tensors ----
 
-inline Status check_tensor(const ConstTensor& t, Argument argument, Extent* extent) {
+inline Status check_tensor(const TensorRef& t, Argument argument, Extent* extent) {
   if (!is_valid(t.dtype)) return {Code::invalid_dtype, argument};
   if (t.rank > max_rank) return {Code::invalid_rank, argument};
   std::int64_t count = 1;
@@ -159,17 +174,18 @@ inline Status check_tensor(const ConstTensor& t, Argument argument, Extent* exte
     count = checked_product(count, t.sizes[d]);
     if (count < 0) return {Code::invalid_size, argument};
   }
-  if (count > 0 && t.data == nullptr) return {Code::null_data, argument};
+  if (count == 0) return {};
+  if (t.data == nullptr) return {Code::null_data, argument};
   if (!make_extent(t, extent)) return {Code::invalid_size, argument};
   return {};
 }
 
 // First normalised dimension of x, or -1 for an axis outside of its rank.
-constexpr int first_axis(const ConstTensor& x, std::int32_t axis) {
+constexpr int first_axis(const TensorRef& x, std::int32_t axis) {
   return axis >= -x.rank && axis < x.rank ? (axis < 0 ? axis + x.rank : axis) : -1;
 }
 
-inline bool sizes_equal(const ConstTensor& a, const ConstTensor& b, int rank) {
+inline bool sizes_equal(const TensorRef& a, const TensorRef& b, int rank) {
   for (int d = 0; d < rank; ++d) {
     if (a.sizes[d] != b.sizes[d]) return false;
   }
@@ -177,8 +193,7 @@ inline bool sizes_equal(const ConstTensor& a, const ConstTensor& b, int rank) {
 }
 
 // weight and bias: the normalised axes of x exactly, leading dimensions broadcast.
-inline Status check_broadcast(const ConstTensor& x, int axis, const ConstTensor& t,
-                              Argument argument) {
+inline Status check_broadcast(const TensorRef& x, int axis, const TensorRef& t, Argument argument) {
   if (t.rank < x.rank - axis || t.rank > x.rank) return {Code::invalid_rank, argument};
   const int skipped = x.rank - t.rank;
   for (int d = 0; d < t.rank; ++d) {
@@ -193,12 +208,12 @@ inline Status check_broadcast(const ConstTensor& x, int axis, const ConstTensor&
 class TensorList {
  public:
   // `t` may be absent; `rank` dimensions must equal those of x.
-  Status add(const ConstTensor& t, Argument argument) {
+  Status add(const TensorRef& t, Argument argument) {
     if (!t.present()) return {};
     Entry& entry = entries_[count_];
     const Status status = check_tensor(t, argument, &entry.extent);
     if (!status.ok()) return status;
-    entry.tensor = &t;
+    entry.tensor = t;
     entry.argument = argument;
     ++count_;
     return {};
@@ -214,15 +229,15 @@ class TensorList {
       const Entry& other = entries_[i];
       if (&other == out || !overlap(out->extent, other.extent)) continue;
       const bool may_alias = other.argument == alias_1 || other.argument == alias_2;
-      if (!may_alias || !exact_alias(*out->tensor, *other.tensor)) return {Code::overlap, output};
+      if (!may_alias || !exact_alias(out->tensor, other.tensor)) return {Code::overlap, output};
     }
     return {};
   }
 
  private:
   struct Entry {
-    const ConstTensor* tensor = nullptr;
-    Argument argument = Argument::none;
+    TensorRef tensor;
+    Argument argument;
     Extent extent;
   };
 
@@ -269,22 +284,18 @@ inline Status check(const ForwardParams& p) {
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
-  const ConstTensor y = p.y, residual_out = p.residual_out, rstd = p.rstd;
+  const detail::TensorRef x(p.x), residual(p.residual), mean_square(p.mean_square);
+  const detail::TensorRef y(p.y), residual_out(p.residual_out), rstd(p.rstd);
   detail::TensorList tensors;
   Status status;
   const auto failed = [&status](Status s) {
     status = s;
     return !s.ok();
   };
-  const auto wrong_rank = [](const ConstTensor& t, int rank) {
-    return t.present() && t.rank != rank;
-  };
-
-  if (failed(tensors.add(p.x, Argument::x)) ||
-      failed(tensors.add(p.residual, Argument::residual)) ||
+  if (failed(tensors.add(x, Argument::x)) || failed(tensors.add(residual, Argument::residual)) ||
       failed(tensors.add(p.weight, Argument::weight)) ||
       failed(tensors.add(p.bias, Argument::bias)) ||
-      failed(tensors.add(p.mean_square, Argument::mean_square)) ||
+      failed(tensors.add(mean_square, Argument::mean_square)) ||
       failed(tensors.add(y, Argument::y)) ||
       failed(tensors.add(residual_out, Argument::residual_out)) ||
       failed(tensors.add(rstd, Argument::rstd))) {
@@ -292,20 +303,19 @@ inline Status check(const ForwardParams& p) {
   }
 
   struct Shape {
-    const ConstTensor& tensor;
+    const detail::TensorRef& tensor;
     Argument argument;
     int rank;
   };
-  const Shape shapes[] = {{p.residual, Argument::residual, p.x.rank},
-                          {y, Argument::y, p.x.rank},
-                          {residual_out, Argument::residual_out, p.x.rank},
+  const Shape shapes[] = {{residual, Argument::residual, x.rank},
+                          {y, Argument::y, x.rank},
+                          {residual_out, Argument::residual_out, x.rank},
                           {rstd, Argument::rstd, axis},
-                          {p.mean_square, Argument::mean_square, axis}};
+                          {mean_square, Argument::mean_square, axis}};
   for (const Shape& s : shapes) {
-    if (wrong_rank(s.tensor, s.rank)) return {Code::invalid_rank, s.argument};
-    if (s.tensor.present() && !detail::sizes_equal(p.x, s.tensor, s.rank)) {
-      return {Code::invalid_size, s.argument};
-    }
+    if (!s.tensor.present()) continue;
+    if (s.tensor.rank != s.rank) return {Code::invalid_rank, s.argument};
+    if (!detail::sizes_equal(x, s.tensor, s.rank)) return {Code::invalid_size, s.argument};
   }
   if (p.weight.present() && failed(check_broadcast(p.x, axis, p.weight, Argument::weight)))
     return status;
@@ -344,7 +354,7 @@ inline Status check(const MeanSquareParams& p) {
   if (p.x.rank < 1 || p.x.rank > max_rank) return {Code::invalid_rank, Argument::x};
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
-  const ConstTensor out = p.mean_square;
+  const detail::TensorRef out(p.mean_square);
   detail::TensorList tensors;
   Status status = tensors.add(p.x, Argument::x);
   if (status.ok()) status = tensors.add(out, Argument::mean_square);

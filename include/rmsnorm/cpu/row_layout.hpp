@@ -11,6 +11,8 @@ namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
+using rmsnorm::detail::TensorRef;
+
 // The tensors of an operation, as indices into RowLayout::operands.
 enum Role : int {
   role_x,
@@ -38,7 +40,7 @@ struct Operand {
 // normalised dimensions.
 class RowLayout {
  public:
-  RowLayout(const ConstTensor& x, std::int32_t axis) {
+  RowLayout(const TensorRef& x, std::int32_t axis) {
     const int first = rmsnorm::detail::first_axis(x, axis);
     row_rank_ = first;
     inner_rank_ = x.rank - first;
@@ -50,7 +52,7 @@ class RowLayout {
   }
 
   // A tensor with normalised dimensions; leading ones are missing, of size one, or those of x.
-  void add(Role role, const ConstTensor& t) {
+  void add(Role role, const TensorRef& t) {
     if (!t.present()) return;
     Operand& o = add_rows(role, t, t.rank - inner_rank_);
     std::int64_t packed = size_in_bytes(t.dtype);
@@ -64,7 +66,7 @@ class RowLayout {
   }
 
   // A tensor with one element a row.
-  void add_per_row(Role role, const ConstTensor& t) {
+  void add_per_row(Role role, const TensorRef& t) {
     if (t.present()) add_rows(role, t, t.rank);
   }
 
@@ -115,7 +117,7 @@ class RowLayout {
   }
 
  private:
-  Operand& add_rows(Role role, const ConstTensor& t, int leading) {
+  Operand& add_rows(Role role, const TensorRef& t, int leading) {
     Operand& o = operands_[role];
     o.present = true;
     o.dtype = t.dtype;
