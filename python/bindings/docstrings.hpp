@@ -1,0 +1,146 @@
+// What help() shows, and the stubs with it.
+#pragma once
+
+namespace rmsnorm::python::doc {
+
+constexpr const char* module =
+    "RMSNorm on arrays of NumPy, torch, JAX and everything else that speaks DLPack, without a "
+    "copy.";
+
+constexpr const char* rms_norm = R"(Root mean square layer normalization.
+
+For every row, that is, for the elements of x over the axes `axis` ... -1 together::
+
+    rstd = 1 / sqrt(mean(x**2) + eps)
+    y    = x * rstd * (weight_offset + weight) + bias
+
+Computed in float32, or in float64 as soon as one of the arrays is float64. Rows whose squares
+overflow or underflow come out right. The result is the same bit for bit on every CPU and for any
+number of threads, batch size and strides.
+
+Args:
+    x: Array of float16, bfloat16, float32 or float64, with at least one dimension and any strides.
+        On the CPU: NumPy (bfloat16 by ml_dtypes), torch, JAX, or any array with ``__dlpack__``.
+    weight: Array of the shape of the normalized axes, ``x.shape[axis:]``, optionally after leading
+        dimensions that broadcast against those of x as in NumPy (per head, per sample). Any of the
+        four dtypes. None: ones.
+    bias: As weight, added at the end. None: nothing is added.
+    eps: Added to the mean square inside the root; in units of x squared; finite, >= 0.
+    axis: First normalized axis; the norm runs over it and all axes after it.
+    weight_offset: Added to weight in the compute type; 1.0 for weights stored around zero (Gemma).
+    rounding: Where half precision rounds.
+        "once": at the end only (OLMo 2, Gemma, torch.nn.functional.rms_norm).
+        "before_weight": x * rstd is rounded to the dtype of x, then multiplied by the weight in the
+        dtype that both promote to, and the bias is added likewise (Llama, Mistral, Qwen).
+        "rstd": as "before_weight" with rstd itself rounded to the dtype of x first.
+    partial: In (0, 1]; the mean is taken over the first ceil(partial * n) elements of a row
+        (pRMSNorm).
+    out: Array for the result, of the shape of x, of any of the four dtypes, any strides and any
+        framework whose arrays can be written. It may be x itself; any other overlap with an
+        argument is refused.
+    out_dtype: dtype of the result, as a string ("bfloat16") or a dtype of NumPy, ml_dtypes, JAX or
+        torch; must agree with out. None: out's, or else that of x.
+    return_rstd: Return (y, rstd) with rstd of shape ``x.shape[:axis]``, float32, or float64 where
+        that is computed in.
+
+Returns:
+    y, or (y, rstd): out if given, else a new array of x's framework.
+
+Raises:
+    TypeError: An argument is of the wrong kind, or its dtype is not one of the four.
+    ValueError: Shapes or values do not fit, memory overlaps, or out cannot be written.
+    RuntimeError: A torch tensor requires grad while grad mode is on (its gradient would be lost),
+        an array is not on the CPU, or RMSNORM_ISA names an instruction set that cannot run here.
+        In all three cases nothing has been written.)";
+
+constexpr const char* add_rms_norm = R"(Residual add and RMSNorm in one pass over memory.
+
+Over the last axis::
+
+    s = x + residual
+    residual_out = s
+    rstd = 1 / sqrt(mean(s**2) + eps)
+    y    = s * rstd * (weight_offset + weight) + bias
+
+Args:
+    x: As in rms_norm.
+    residual: Array of the shape of x, any of the four dtypes.
+    weight, bias, eps, weight_offset, rounding: As in rms_norm, with s in place of x and the dtype
+        of residual_out in place of x's.
+    round_residual: True: the norm is taken of s rounded to the dtype of residual_out, as the model
+        that adds and then normalizes computes. False: of the sum before it is rounded.
+    out: Array for y, of the shape of x. It may be x or residual itself.
+    residual_out: Array for s, of the shape of x. It may be x or residual itself.
+    return_rstd: Return (y, residual_out, rstd); rstd as in rms_norm.
+
+Returns:
+    (y, residual_out) or (y, residual_out, rstd), new arrays in x's framework unless given. y has
+    the dtype of x, residual_out the one that x and residual promote to (float16 with bfloat16:
+    float32).
+
+Raises:
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+
+constexpr const char* mean_square =
+    R"(Mean of the squares over the last axis: ``mean(x**2, axis=-1)``.
+
+For rows that are sharded over devices: average the mean squares of equal shards, then give the
+result to rms_norm_apply. Unlike in rms_norm, a mean square beyond the range of its dtype is
+infinite; a float64 out reaches further.
+
+Args:
+    x: As in rms_norm.
+    out: float32 or float64 array of shape ``x.shape[:-1]``; it may not overlap x.
+
+Returns:
+    out if given, else a new array of shape ``x.shape[:-1]`` in x's framework: float32, or float64
+    for float64 x. In units of x squared.
+
+Raises:
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+
+constexpr const char* rms_norm_apply = R"(The second half of rms_norm, with the statistics given.
+
+    rstd = 1 / sqrt(mean_square + eps)
+    y    = x * rstd * (weight_offset + weight) + bias
+
+Args:
+    x, weight, bias, eps, axis, weight_offset, rounding, out, out_dtype: As in rms_norm.
+    mean_square: float32 or float64 array of shape ``x.shape[:axis]``, as mean_square() returns, in
+        units of x squared.
+
+Returns:
+    y: out if given, else a new array of x's framework.
+
+Raises:
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+
+constexpr const char* info = R"(What this installation is and what it uses.
+
+Returns:
+    A dictionary:
+    "version": the version, as ``rmsnorm.__version__``;
+    "cpu_isa": the instruction set in use, or None where RMSNORM_ISA names one that cannot run here;
+    "cpu_isas": all instruction sets that can run here;
+    "num_threads": as get_num_threads();
+    "openmp": whether this build can use threads;
+    "environment": RMSNORM_ISA and RMSNORM_NUM_THREADS as set, or None;
+    "cuda": {"built": whether this build has CUDA kernels}.)";
+
+constexpr const char* set_num_threads = R"(Sets the most threads that a call uses, for the process.
+
+Takes precedence over RMSNORM_NUM_THREADS and OpenMP's own settings. Small inputs stay on one thread
+in any case, and so does a forked child.
+
+Args:
+    n: An integer from 1 to 1024.
+
+Raises:
+    TypeError, ValueError: n is no integer, or outside of that range.)";
+
+constexpr const char* get_num_threads = R"(The most threads that a call uses now.
+
+The number given to set_num_threads, else RMSNORM_NUM_THREADS, else OpenMP's (OMP_NUM_THREADS,
+threadpoolctl); 1 in a forked child and in a build without OpenMP.)";
+
+}  // namespace rmsnorm::python::doc

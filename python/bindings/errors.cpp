@@ -1,0 +1,234 @@
+#include "errors.hpp"
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <rmsnorm/rmsnorm.hpp>
+
+#include "call.hpp"
+
+namespace rmsnorm::python {
+namespace {
+
+constexpr Argument array_arguments[] = {
+    Argument::x,           Argument::residual, Argument::weight,       Argument::bias,
+    Argument::mean_square, Argument::y,        Argument::residual_out, Argument::rstd};
+
+std::string formatted(const char* format, va_list arguments) {
+  va_list measured;
+  va_copy(measured, arguments);
+  const int length = std::vsnprintf(nullptr, 0, format, measured);
+  va_end(measured);
+  std::string text(static_cast<std::size_t>(length) + 1, '\0');
+  std::vsnprintf(text.data(), text.size(), format, arguments);
+  text.resize(static_cast<std::size_t>(length));
+  return text;
+}
+
+// As Python prints a tuple of integers.
+std::string tuple_text(const std::int64_t* values, int count) {
+  std::string text = "(";
+  for (int i = 0; i < count; ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(values[i]);
+  }
+  return text + (count == 1 ? ",)" : ")");
+}
+
+std::string shape_text(const ArrayView& view) { return tuple_text(view.sizes, view.rank); }
+
+std::string strides_text(const ArrayView& view) { return tuple_text(view.strides, view.rank); }
+
+std::string device_text(const dlpack::Device& device) {
+  switch (device.type) {
+    case dlpack::cpu: return "cpu";
+    case dlpack::cuda_host: return "cpu (pinned for CUDA)";
+    case dlpack::rocm_host: return "cpu (pinned for ROCm)";
+    case dlpack::cuda: return "cuda:" + std::to_string(device.id);
+    case dlpack::cuda_managed: return "cuda:" + std::to_string(device.id) + " (managed)";
+    case dlpack::rocm: return "rocm:" + std::to_string(device.id);
+    default:
+      return "DLPack device " + std::to_string(device.type) + ":" + std::to_string(device.id);
+  }
+}
+
+// First and one past the last byte of a view; equal for a view without elements.
+struct ByteRange {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+};
+
+ByteRange byte_range(const ArrayView& view) {
+  const std::int64_t itemsize = size_in_bytes(view.dtype);
+  const auto data = reinterpret_cast<std::uintptr_t>(view.data);
+  std::int64_t below = 0;
+  std::int64_t above = itemsize;
+  for (int d = 0; d < view.rank; ++d) {
+    if (view.sizes[d] == 0) return {data, data};
+    const std::int64_t reach = view.strides[d] * (view.sizes[d] - 1) * itemsize;
+    (reach < 0 ? below : above) += reach;
+  }
+  return {data + static_cast<std::uintptr_t>(below), data + static_cast<std::uintptr_t>(above)};
+}
+
+// The arguments whose memory may be what `output` overlaps: "x, weight".
+std::string overlapped_text(Argument output, const Call& call) {
+  const ByteRange mine = byte_range(*call.array(output));
+  std::string text;
+  for (const Argument other : array_arguments) {
+    const ArrayView& view = *call.array(other);
+    if (other == output || !view.present()) continue;
+    const ByteRange range = byte_range(view);
+    if (range.begin >= mine.end || mine.begin >= range.end) continue;
+    if (!text.empty()) text += ", ";
+    text += call.python_name(other);
+  }
+  return text;
+}
+
+std::string expected_shape_text(Argument argument, const Call& call) {
+  const int axis = call.first_axis();
+  const ArrayView& x = call.x;
+  switch (argument) {
+    case Argument::weight:
+    case Argument::bias:
+      return tuple_text(x.sizes + axis, x.rank - axis) +
+             (axis > 0 ? ", or with leading dimensions that broadcast against " +
+                             tuple_text(x.sizes, axis)
+                       : "");
+    case Argument::mean_square:
+    case Argument::rstd: return tuple_text(x.sizes, axis);
+    default: return shape_text(x);
+  }
+}
+
+[[noreturn]] void raise_shape(Argument argument, const Call& call) {
+  const ArrayView& view = *call.array(argument);
+  if (argument == Argument::x) {
+    if (view.rank == 0) raise(PyExc_ValueError, "x: expected at least one dimension, got shape ()");
+    raise(
+        PyExc_ValueError,
+        "x: shape %s with strides %s cannot be processed; more than %d dimensions must merge into "
+        "%d or fewer",
+        shape_text(view).c_str(), strides_text(view).c_str(), max_rank, max_rank);
+  }
+  raise(PyExc_ValueError, "%s: expected shape %s for x of shape %s, got %s",
+        call.python_name(argument), expected_shape_text(argument, call).c_str(),
+        shape_text(call.x).c_str(), shape_text(view).c_str());
+}
+
+[[noreturn]] void raise_value(Argument argument, const Call& call) {
+  switch (argument) {
+    case Argument::axis:
+      raise(PyExc_ValueError, "axis: expected %d <= axis < %d for x of shape %s, got %d",
+            -call.x.rank, call.x.rank, shape_text(call.x).c_str(), static_cast<int>(call.axis));
+    case Argument::eps:
+      raise(PyExc_ValueError, "eps: expected a finite number >= 0, got %g", call.eps);
+    case Argument::weight_offset:
+      raise(PyExc_ValueError, "weight_offset: expected a finite number, got %g",
+            call.weight_offset);
+    case Argument::partial:
+      raise(PyExc_ValueError, "partial: expected a number in (0, 1], got %g", call.partial);
+    default: raise(PyExc_ValueError, "%s: is outside its range", call.python_name(argument));
+  }
+}
+
+[[noreturn]] void raise_isa() {
+  std::string runnable;
+  for (const cpu::Isa isa : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::neon}) {
+    if (!cpu::available(isa)) continue;
+    if (!runnable.empty()) runnable += ", ";
+    runnable += cpu::name(isa);
+  }
+  const char* wanted = std::getenv("RMSNORM_ISA");
+  raise(PyExc_RuntimeError, "RMSNORM_ISA: '%s' cannot run here; expected one of: %s",
+        wanted == nullptr ? "" : wanted, runnable.c_str());
+}
+
+}  // namespace
+
+void raise(PyObject* type, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string text = formatted(format, arguments);
+  va_end(arguments);
+  PyErr_SetString(type, text.c_str());
+  throw nb::python_error();
+}
+
+void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string text = formatted(format, arguments);
+  va_end(arguments);
+  nb::raise_from(cause, type, "%s", text.c_str());
+}
+
+std::string type_text(nb::handle object) {
+  nb::handle type = object.type();
+  const std::string qualified = nb::str(nb::getattr(type, "__qualname__", nb::str("?"))).c_str();
+  const std::string module = nb::str(nb::getattr(type, "__module__", nb::str("?"))).c_str();
+  return module == "builtins" ? qualified : module + "." + qualified;
+}
+
+void raise_unsupported_dtype(nb::handle array, const char* name) {
+  nb::object dtype = nb::getattr(array, "dtype", nb::str("unknown"));
+  raise(PyExc_TypeError,
+        "%s: expected dtype float16, bfloat16, float32 or float64 in native byte order, got %s",
+        name, nb::str(dtype).c_str());
+}
+
+void raise_device(const Call& call) {
+  Argument elsewhere = Argument::x;
+  Argument here = Argument::none;
+  for (const Argument argument : array_arguments) {
+    const ArrayView& view = *call.array(argument);
+    if (view.present()) (view.on_cpu() ? here : elsewhere) = argument;
+  }
+  const char* name = call.python_name(elsewhere);
+  const std::string device = device_text(call.array(elsewhere)->device);
+  if (here != Argument::none)
+    raise(PyExc_ValueError, "%s: is on %s while %s is on cpu; expected all arrays on one device",
+          name, device.c_str(), call.python_name(here));
+  raise(PyExc_RuntimeError,
+        "%s: is on %s, and this build of rmsnorm computes on the CPU only; pass CPU arrays", name,
+        device.c_str());
+}
+
+void raise_status(const Status& status, const Call& call) {
+  const Argument argument = status.argument;
+  const char* name = call.python_name(argument);
+  const ArrayView* view = call.array(argument);
+  switch (status.code) {
+    case Code::invalid_rank:
+    case Code::invalid_size: raise_shape(argument, call);
+    case Code::invalid_value: raise_value(argument, call);
+    case Code::invalid_dtype:
+      raise(PyExc_TypeError, "%s: expected dtype float32 or float64, got %s", name,
+            rmsnorm::name(view->dtype));
+    case Code::unexpected:
+      if (argument == Argument::weight_offset)
+        raise(PyExc_ValueError, "weight_offset: %g was given without weight; expected a weight",
+              call.weight_offset);
+      break;
+    case Code::null_data:
+      raise(PyExc_ValueError, "%s: has shape %s and no memory behind it", name,
+            shape_text(*view).c_str());
+    case Code::self_overlap:
+      raise(PyExc_ValueError,
+            "%s: its elements share memory (shape %s, strides %s, as a broadcast array has); "
+            "expected one place for each element",
+            name, shape_text(*view).c_str(), strides_text(*view).c_str());
+    case Code::overlap:
+      raise(PyExc_ValueError,
+            "%s: overlaps the memory of %s; expected separate memory, or for out and residual_out "
+            "exactly x or residual (same address, strides and element size)",
+            name, overlapped_text(argument, call).c_str());
+    case Code::isa_unavailable: raise_isa();
+    default: break;
+  }
+  raise(PyExc_ValueError, "%s: %s", name, text(status.code));
+}
+
+}  // namespace rmsnorm::python

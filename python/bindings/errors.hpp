@@ -1,0 +1,35 @@
+// Errors: the one place where a status of the library becomes a Python exception, and the ways in
+// which the bindings raise their own. Messages read "argument: what is wrong; what was expected".
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <rmsnorm/contract.hpp>
+#include <string>
+
+namespace rmsnorm::python {
+
+namespace nb = nanobind;
+
+struct Call;
+
+// Raises `type` with a printf-formatted message.
+[[noreturn]] void raise(PyObject* type, const char* format, ...);
+
+// The same with an exception that was caught as the cause (__cause__).
+[[noreturn]] void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...);
+
+// TypeError naming the dtypes that are supported and the one that came.
+[[noreturn]] void raise_unsupported_dtype(nb::handle array, const char* name);
+
+// `call` is where the values for the message come from.
+[[noreturn]] void raise_status(const Status& status, const Call& call);
+
+// For a call with an array outside of CPU memory: ValueError where devices are mixed, else
+// RuntimeError.
+[[noreturn]] void raise_device(const Call& call);
+
+// The type of an object as users know it: "list", "pandas.Series".
+std::string type_text(nb::handle object);
+
+}  // namespace rmsnorm::python

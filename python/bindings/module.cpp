@@ -1,0 +1,113 @@
+// The module rmsnorm._core: the functions of the package, as users call them.
+#include <nanobind/nanobind.h>
+
+#include <cstdlib>
+#include <rmsnorm/rmsnorm.hpp>
+
+#include "docstrings.hpp"
+#include "errors.hpp"
+#include "operations.hpp"
+#include "options.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace rmsnorm::python {
+namespace {
+
+nb::object environment(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr ? nb::none() : nb::object(nb::str(value));
+}
+
+nb::dict info() {
+  nb::list runnable;
+  for (const cpu::Isa isa : {cpu::Isa::avx512, cpu::Isa::avx2, cpu::Isa::neon, cpu::Isa::scalar})
+    if (cpu::available(isa)) runnable.append(cpu::name(isa));
+  const cpu::IsaChoice choice = cpu::active_isa();
+  nb::dict variables;
+  variables["RMSNORM_ISA"] = environment("RMSNORM_ISA");
+  variables["RMSNORM_NUM_THREADS"] = environment("RMSNORM_NUM_THREADS");
+  nb::dict cuda;
+  cuda["built"] = false;
+  nb::dict result;
+  result["version"] = RMSNORM_VERSION;
+  result["cpu_isa"] = choice.ok ? nb::object(nb::str(cpu::name(choice.isa))) : nb::none();
+  result["cpu_isas"] = runnable;
+  result["num_threads"] = thread_limit();
+  result["openmp"] = has_openmp();
+  result["environment"] = variables;
+  result["cuda"] = cuda;
+  return result;
+}
+
+void set_num_threads(nb::handle n) {
+  const std::int32_t threads = read_integer(n, "n");
+  if (threads < 1 || threads > max_threads)
+    raise(PyExc_ValueError, "n: expected an integer from 1 to %d, got %d", max_threads,
+          static_cast<int>(threads));
+  set_thread_limit(threads);
+}
+
+// Arguments accept None, so that one given in the wrong place is refused by name like any other
+// value and not by a list of signatures.
+void define(nb::module_& m) {
+  m.doc() = doc::module;
+  m.attr("__version__") = RMSNORM_VERSION;
+
+  m.def("rms_norm", &rms_norm, "x"_a.none(), "weight"_a.none() = nb::none(),
+        "bias"_a.none() = nb::none(), nb::kw_only(), "eps"_a.none() = 1e-6, "axis"_a.none() = -1,
+        "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once", "partial"_a.none() = 1.0,
+        "out"_a.none() = nb::none(), "out_dtype"_a.none() = nb::none(),
+        "return_rstd"_a.none() = false, doc::rms_norm,
+        nb::sig("def rms_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, "
+                "eps: float = 1e-6, axis: int = -1, weight_offset: float = 0.0, "
+                "rounding: Rounding = \"once\", partial: float = 1.0, out: Array | None = None, "
+                "out_dtype: DTypeLike | None = None, return_rstd: bool = False) "
+                "-> Array | tuple[Array, Array]"));
+
+  m.def("add_rms_norm", &add_rms_norm, "x"_a.none(), "residual"_a.none(),
+        "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
+        "eps"_a.none() = 1e-6, "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once",
+        "round_residual"_a.none() = true, "out"_a.none() = nb::none(),
+        "residual_out"_a.none() = nb::none(), "return_rstd"_a.none() = false, doc::add_rms_norm,
+        nb::sig("def add_rms_norm(x: Array, residual: Array, weight: Array | None = None, "
+                "bias: Array | None = None, *, eps: float = 1e-6, weight_offset: float = 0.0, "
+                "rounding: Rounding = \"once\", round_residual: bool = True, "
+                "out: Array | None = None, residual_out: Array | None = None, "
+                "return_rstd: bool = False) "
+                "-> tuple[Array, Array] | tuple[Array, Array, Array]"));
+
+  m.def("mean_square", &mean_square, "x"_a.none(), nb::kw_only(), "out"_a.none() = nb::none(),
+        doc::mean_square,
+        nb::sig("def mean_square(x: Array, *, out: Array | None = None) -> Array"));
+
+  m.def("rms_norm_apply", &rms_norm_apply, "x"_a.none(), "mean_square"_a.none(),
+        "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
+        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
+        "rounding"_a.none() = "once", "out"_a.none() = nb::none(),
+        "out_dtype"_a.none() = nb::none(), doc::rms_norm_apply,
+        nb::sig("def rms_norm_apply(x: Array, mean_square: Array, weight: Array | None = None, "
+                "bias: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
+                "weight_offset: float = 0.0, rounding: Rounding = \"once\", "
+                "out: Array | None = None, out_dtype: DTypeLike | None = None) -> Array"));
+
+  m.def("info", &info, doc::info, nb::sig("def info() -> dict[str, Any]"));
+  m.def("set_num_threads", &set_num_threads, "n"_a.none(), doc::set_num_threads,
+        nb::sig("def set_num_threads(n: int) -> None"));
+  m.def("get_num_threads", &thread_limit, doc::get_num_threads,
+        nb::sig("def get_num_threads() -> int"));
+}
+
+}  // namespace
+}  // namespace rmsnorm::python
+
+NB_MODULE(_core, m) {
+  rmsnorm::python::define(m);
+  if (!rmsnorm::python::initialize_threads() &&
+      PyErr_WarnFormat(PyExc_RuntimeWarning, 1,
+                       "RMSNORM_NUM_THREADS: expected an integer from 1 to 1024, got '%s'; ignored",
+                       std::getenv("RMSNORM_NUM_THREADS")) != 0)
+    throw nb::python_error();
+}

@@ -1,0 +1,16 @@
+// From a call to the library's parameter structs. The library takes up to rmsnorm::max_rank
+// dimensions and Python arrays may have more: adjacent dimensions that every array of the call
+// steps through as one are merged first.
+#pragma once
+
+#include <rmsnorm/contract.hpp>
+
+#include "call.hpp"
+
+namespace rmsnorm::python {
+
+// `call.x` has a first axis. A status other than ok: the shapes do not fit, or do not merge.
+Status make_parameters(const Call& call, ForwardParams& p);
+Status make_parameters(const Call& call, MeanSquareParams& p);
+
+}  // namespace rmsnorm::python

@@ -1,0 +1,34 @@
+// Arrays out: memory for a result, in the framework of the array that it answers.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <rmsnorm/contract.hpp>
+
+#include "array_view.hpp"
+
+namespace rmsnorm::python {
+
+// An output of a call: either the caller's array or a new one. Writing goes through `view`; the
+// Python object is complete only after take(), since JAX arrays must not change once they exist.
+class Output {
+ public:
+  explicit Output(ArrayView& view) : view_(view) {}
+
+  // Reads the caller's array, unless it is None.
+  void accept(nb::handle out, const char* name);
+  bool accepted() const { return array_.is_valid(); }
+
+  // Allocates an array like `like`, of this dtype and these sizes, compact in row-major order.
+  void allocate(const ArrayView& like, DType dtype, const std::int64_t* sizes, int rank);
+
+  nb::object take();
+
+ private:
+  ArrayView& view_;
+  nb::object array_;
+  const ArrayView* like_ = nullptr;
+};
+
+}  // namespace rmsnorm::python
