@@ -51,6 +51,7 @@ class Forward {
   void run(std::int64_t row_begin, std::int64_t row_end) {
     double v[max_group], rstd[max_group];
     RowCursor cursor(layout_, row_begin);
+    set_strides(cursor);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
@@ -106,13 +107,29 @@ class Forward {
     return table_.apply[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
   }
 
+  // What the kernels' arguments have in common for all groups of rows.
+  void set_strides(const RowCursor& cursor) {
+    add_rows_.x_stride = cursor.stride(role_x);
+    add_rows_.residual_stride = cursor.stride(role_residual);
+    add_rows_.out_stride = cursor.stride(role_residual_out);
+    add_rows_.n = layout_.n();
+    add_rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
+    apply_rows_.x_stride = cursor.stride(source_role_);
+    apply_rows_.w_stride = cursor.stride(role_weight);
+    apply_rows_.y_stride = cursor.stride(role_y);
+    apply_rows_.n = layout_.n();
+    apply_rows_.offset = offset_;
+  }
+
   // The residual's addition, where a kernel does it, and the mean squares.
   void measure_rows(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
     if (fused_add_ != nullptr) {
-      fused_add_({cursor.row(role_x), cursor.row(role_residual), cursor.row(role_residual_out),
-                  cursor.stride(role_x), cursor.stride(role_residual),
-                  cursor.stride(role_residual_out), layout_.n(),
-                  p_.mean_square.present() ? 0 : statistics_.count(), rows, mean_square});
+      add_rows_.x = cursor.row(role_x);
+      add_rows_.residual = cursor.row(role_residual);
+      add_rows_.out = cursor.row(role_residual_out);
+      add_rows_.rows = rows;
+      add_rows_.sums = mean_square;
+      fused_add_(add_rows_);
     }
     if (p_.mean_square.present()) {
       for (std::int64_t i = 0; i < rows; ++i) {
@@ -138,15 +155,18 @@ class Forward {
   }
 
   void apply_rows(const RowCursor& cursor, std::int64_t rows, double* rstd) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      write_rstd(cursor, i, {rstd[i], 0});
-      rstd[i] = rounded_rstd(rstd[i]);
+    if (p_.rstd.present()) {
+      for (std::int64_t i = 0; i < rows; ++i) write_rstd(cursor, i, {rstd[i], 0});
     }
-    const bool weighted = p_.weight.present();
-    apply_({cursor.row(source_role_), weighted ? cursor.row(role_weight) : nullptr,
-            cursor.row(role_y), cursor.stride(source_role_),
-            weighted ? cursor.stride(role_weight) : 0, cursor.stride(role_y), layout_.n(), rows,
-            rstd, offset_});
+    if (p_.rounding == Rounding::rstd) {
+      for (std::int64_t i = 0; i < rows; ++i) rstd[i] = rounded_rstd(rstd[i]);
+    }
+    apply_rows_.x = cursor.row(source_role_);
+    apply_rows_.w = p_.weight.present() ? cursor.row(role_weight) : nullptr;
+    apply_rows_.y = cursor.row(role_y);
+    apply_rows_.rows = rows;
+    apply_rows_.rstd = rstd;
+    apply_(apply_rows_);
   }
 
   void apply_in_blocks(const RowCursor& cursor, std::int64_t i, double v, double unscaled_rstd) {
@@ -228,6 +248,8 @@ class Forward {
   Role addend_role_;
   SumRows sum_;
   Apply apply_;
+  AddRows add_rows_;
+  ApplyRows apply_rows_;
   int group_;
   alignas(64) C values_[block];
   alignas(64) C weight_[block];

@@ -194,9 +194,10 @@ class RowCursor {
 
   // How many rows from this one on are evenly spaced.
   std::int64_t run() const { return last_ < 0 ? 1 : layout_.row_size(last_) - index_[last_]; }
-  // Bytes from row to row within a run.
+  // Bytes from row to row within a run; 0 for an absent tensor.
   std::int64_t stride(Role role) const {
-    return last_ < 0 ? 0 : layout_.operand(role).row_strides[last_];
+    const Operand& o = layout_.operand(role);
+    return o.present && last_ >= 0 ? o.row_strides[last_] : 0;
   }
   // Row i of the run.
   char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
