@@ -1,0 +1,78 @@
+"""Wrong calls: the exception's type, what its message names, and that nothing was written."""
+
+import re
+
+import floats
+import numpy as np
+import pytest
+import rmsnorm
+from floats import F32, F64
+from wrong_calls import CALLS, TABLE, arranged
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_wrong_call(name):
+    operation, changes, exception, pattern = TABLE[name]
+    function, arguments = arranged(operation, changes)
+    arrays = {k: v for k, v in arguments.items() if isinstance(v, np.ndarray)}
+    before = {k: v.tobytes() for k, v in arrays.items() if v.dtype != object}
+    with pytest.raises(exception) as caught:
+        function(**arguments)
+    assert re.search(pattern, str(caught.value), re.DOTALL), str(caught.value)
+    for key, old in before.items():
+        assert arrays[key].tobytes() == old, f"{key} was written"
+
+
+@pytest.mark.parametrize("operation", CALLS)
+def test_the_call_that_they_start_from_is_right(operation):
+    function, arguments = arranged(operation, {})
+    function(**arguments)
+    assert not (arguments["out"] == 7).any()
+
+
+def test_positional_options_are_refused():
+    x = np.ones((3, 8), F32)
+    with pytest.raises(TypeError):
+        rmsnorm.rms_norm(x, None, None, 1e-6)
+    with pytest.raises(TypeError):
+        rmsnorm.rms_norm()
+    with pytest.raises(TypeError):
+        rmsnorm.mean_square(x, np.ones(3, F32))
+
+
+def test_disjoint_interleaved_views_are_no_overlap():
+    """Between x's bounds, yet sharing no element with it: halves of one wider array."""
+    memory = np.ones((3, 16), F32)
+    x, out = memory[:, :8], memory[:, 8:]
+    x[...] = np.arange(24).reshape(3, 8)
+    rmsnorm.rms_norm(x, out=out)
+    floats.assert_same_bits(out, rmsnorm.rms_norm(x.copy()))
+
+
+def test_numpy_scalars_as_options():
+    x = np.arange(24, dtype=F32).reshape(3, 8)
+    y = rmsnorm.rms_norm(x, eps=np.float32(0.5), axis=np.int64(-1), partial=np.float64(1))
+    floats.assert_same_bits(y, rmsnorm.rms_norm(x, eps=0.5))
+    floats.assert_same_bits(rmsnorm.rms_norm(x, eps=1), rmsnorm.rms_norm(x, eps=1.0))
+
+
+def test_an_array_that_is_not_aligned_to_its_elements():
+    """Refused by name, or computed rightly; an address that is no multiple of 4 must not matter."""
+    raw = np.zeros(3 * 8 * 4 + 1, np.uint8)
+    x = raw[1:].view(F32).reshape(3, 8)
+    x[...] = np.arange(24).reshape(3, 8)
+    try:
+        y = rmsnorm.rms_norm(x)
+    except (ValueError, TypeError) as error:
+        assert str(error).startswith("x")
+    else:
+        floats.assert_same_bits(y, rmsnorm.rms_norm(x.copy()))
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0)])
+def test_rows_without_elements(shape):
+    """No elements, so no result and no write; refusing x by name is as good."""
+    try:
+        assert rmsnorm.rms_norm(np.zeros(shape, F64)).shape == shape
+    except ValueError as error:
+        assert str(error).startswith("x")

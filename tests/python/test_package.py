@@ -1,0 +1,202 @@
+"""The installed package: its command line, files for builds, typing, and the choice of ISA."""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import rmsnorm
+
+ISAS = {"scalar", "avx2", "avx512", "neon"}
+
+
+def python(*arguments, timeout=120, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RMSNORM_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
+def test_info():
+    info = rmsnorm.info()
+    assert {"version", "cpu_isa", "cpu_isas", "num_threads"} <= set(info)
+    assert info["version"] == rmsnorm.__version__ == importlib.metadata.version("rmsnorm")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", info["version"])
+    assert set(info["cpu_isas"]) <= ISAS and "scalar" in info["cpu_isas"]
+    assert info["cpu_isa"] in info["cpu_isas"]
+    assert info["num_threads"] == rmsnorm.get_num_threads()
+
+
+def test_the_list_of_isas_is_what_the_cpu_has():
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
+        pytest.skip("no CPU flags to read here")
+    flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE).group(1).split())
+    isas = set(rmsnorm.info()["cpu_isas"])
+    assert ("avx2" in isas) == ({"avx2", "fma", "f16c"} <= flags)
+    if "avx512" in isas:
+        assert "avx512f" in flags
+
+
+def test_the_best_isa_is_the_default():
+    isas = rmsnorm.info()["cpu_isas"]
+    result = python("-c", "import rmsnorm; print(rmsnorm.info()['cpu_isa'])")
+    best = max(isas, key=["scalar", "neon", "avx2", "avx512"].index)
+    assert result.stdout.strip() == best, result.stderr
+
+
+def test_command_line():
+    result = python("-m", "rmsnorm")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert rmsnorm.__version__ in result.stdout
+    assert rmsnorm.info()["cpu_isa"] in result.stdout
+
+
+@pytest.mark.parametrize("isa", rmsnorm.info()["cpu_isas"])
+def test_command_line_under_each_isa(isa):
+    result = python("-m", "rmsnorm", RMSNORM_ISA=isa)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert isa in result.stdout
+
+
+def test_include_and_cmake_directories():
+    include = pathlib.Path(python("-m", "rmsnorm", "--include-dir").stdout.strip())
+    assert (include / "rmsnorm" / "rmsnorm.hpp").is_file()
+    assert (include / "rmsnorm" / "contract.hpp").is_file()
+    cmake = pathlib.Path(python("-m", "rmsnorm", "--cmake-dir").stdout.strip())
+    assert [f for f in cmake.iterdir() if re.fullmatch(r"(?i)rmsnorm-?config\.cmake", f.name)]
+
+
+def test_unknown_command_line_option():
+    result = python("-m", "rmsnorm", "--no-such-option")
+    assert result.returncode != 0
+    assert "--no-such-option" in result.stderr
+
+
+@pytest.mark.parametrize("isa", ["nonsense", "AVX2 ", "neon,avx2"])
+def test_an_isa_that_does_not_exist(isa):
+    code = """
+    import numpy, rmsnorm
+    out = numpy.full((2, 8), 7, numpy.float32)
+    x = numpy.ones((2, 8), numpy.float32)
+    calls = [
+        lambda: rmsnorm.rms_norm(x, out=out),
+        lambda: rmsnorm.add_rms_norm(x, x, out=out),
+        lambda: rmsnorm.mean_square(x),
+        lambda: rmsnorm.rms_norm_apply(x, x[:, 0].copy(), out=out),
+    ]
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            print(error)
+    assert (out == 7).all()
+    """
+    result = python("-c", textwrap.dedent(code), RMSNORM_ISA=isa)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert "RMSNORM_ISA" in line and isa in line
+        for available in rmsnorm.info()["cpu_isas"]:
+            assert available in line
+
+
+def test_an_isa_that_this_cpu_lacks():
+    lacking = sorted(ISAS - set(rmsnorm.info()["cpu_isas"]))
+    for isa in lacking:
+        code = "import numpy, rmsnorm; rmsnorm.rms_norm(numpy.ones((2, 8)))"
+        result = python("-c", code, RMSNORM_ISA=isa)
+        assert result.returncode == 1
+        assert re.search(rf"RuntimeError: .*RMSNORM_ISA.*{isa}.*scalar", result.stderr)
+
+
+def test_import_brings_no_framework():
+    code = "import sys, rmsnorm; print({'torch', 'jax', 'ml_dtypes'} & set(sys.modules))"
+    result = python("-c", code)
+    assert result.stdout.strip() == "set()", result.stdout + result.stderr
+
+
+def test_everything_public_is_documented():
+    for name in (
+        *("rms_norm", "add_rms_norm", "mean_square", "rms_norm_apply"),
+        *("variant", "info", "set_num_threads", "get_num_threads"),
+    ):
+        assert len(getattr(rmsnorm, name).__doc__) > 80, name
+    text = rmsnorm.rms_norm.__doc__
+    for word in ("eps", "weight_offset", "rounding", "Raises", "Returns", "float64", "sqrt"):
+        assert word in text, word
+    assert set(rmsnorm.__all__) <= set(dir(rmsnorm))
+
+
+GOOD_PROGRAM = """
+from typing import Any
+
+import numpy as np
+import rmsnorm
+import torch
+
+x = np.ones((2, 8), np.float32)
+y = rmsnorm.rms_norm(x, x[0], eps=1e-5, weight_offset=1.0, rounding="before_weight", axis=-1)
+z, rstd = rmsnorm.rms_norm(x, return_rstd=True)
+t, total = rmsnorm.add_rms_norm(torch.ones(2, 8), torch.ones(2, 8), out=None)
+m = rmsnorm.mean_square(x)
+w = rmsnorm.rms_norm_apply(x, m, None, eps=1e-5)
+options: dict[str, Any] = dict(rmsnorm.variant("llama"))
+rmsnorm.rms_norm(x, **options)
+rmsnorm.set_num_threads(2)
+n: int = rmsnorm.get_num_threads()
+version: str = rmsnorm.__version__
+information = rmsnorm.info()
+"""
+
+WRONG_LINES = [
+    'rmsnorm.rms_norm(x, eps="small")',
+    'rmsnorm.rms_norm(x, rounding="nearest")',
+    "rmsnorm.rms_norm(x, None, None, 1e-6)",
+    "rmsnorm.rms_norm(x, epsilon=1e-6)",
+    "rmsnorm.rms_norm()",
+    'rmsnorm.set_num_threads("2")',
+    "rmsnorm.variant(3)",
+    "rmsnorm.add_rms_norm(x)",
+    "rmsnorm.no_such_function(x)",
+]
+
+
+def test_type_stubs(tmp_path):
+    pytest.importorskip("mypy")
+    package = pathlib.Path(rmsnorm.__file__).parent
+    assert (package / "py.typed").is_file()
+    good, wrong = tmp_path / "good.py", tmp_path / "wrong.py"
+    good.write_text(GOOD_PROGRAM)
+    header = "import numpy as np\nimport rmsnorm\n\nx = np.ones((2, 8), np.float32)\n"
+    wrong.write_text(header + "\n".join(WRONG_LINES) + "\n")
+    # imports of frameworks are not followed: their own types are not what is tested
+    options = ["--strict", "--follow-imports=silent", "--no-error-summary"]
+    options += ["--cache-dir", str(tmp_path / "cache")]
+    result = python("-m", "mypy", *options, str(good), timeout=400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = python("-m", "mypy", *options, str(wrong), timeout=400)
+    rejected = {int(m) for m in re.findall(r"wrong\.py:(\d+): error", result.stdout)}
+    first = header.count("\n") + 1
+    expected = set(range(first, first + len(WRONG_LINES)))
+    assert rejected == expected, result.stdout
+
+
+def test_the_extension_lies_inside_the_package():
+    """Nothing is installed beside the package that another one could collide with."""
+    files = importlib.metadata.files("rmsnorm")
+    if files is None or importlib.util.find_spec("rmsnorm").origin is None:
+        pytest.skip("no list of files: an editable install")
+    tops = {f.parts[0] for f in files if ".." not in f.parts}
+    assert all(t == "rmsnorm" or t.startswith("rmsnorm-") for t in tops), tops
