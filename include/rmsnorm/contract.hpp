@@ -159,9 +159,9 @@ constexpr typename detail::view_of<T>::type matrix(T* data, std::int64_t rows, s
 }
 
 // Where the formula rounds. T is the dtype of the tensor that is normalised (x; with a residual,
-// that of residual_out), and cast_D rounds to dtype D. `w` is weight_offset + weight, rounded to
-// the compute type; its dtype W is that of weight, or the compute type when weight_offset is not
-// zero.
+// that of residual_out), and cast_D rounds to dtype D. `w` is weight_offset + weight, where
+// weight_offset and the sum are each rounded to the compute type; its dtype W is that of weight, or
+// the compute type when weight_offset is not zero.
 enum class Rounding : std::int32_t {
   // cast_y(x * rstd * w + b): the compute type throughout (x * rstd first, then an fma with w and
   // b)

@@ -22,6 +22,11 @@ BUDGET = {F16: 0.51, BF16: 0.51, F32: 2.75, F64: 4.0}
 # rounding of rstd itself takes up to one.
 RSTD_BUDGET = {F32: 1.25, F64: 2.5}
 
+# Rows that go from 16 bits to 16 bits are summed in f32 lanes of eight terms: in the worst case each
+# of the last four additions errs by half a unit of a sum of 2^24, 2 * 2^-24 together, and half of
+# that in the root, besides the rounding of rstd and of the lanes' own sums.
+RSTD_BUDGET_16_BIT = 2.75
+
 
 @dataclasses.dataclass
 class Exact:
@@ -151,9 +156,11 @@ def assert_within_budget(actual, exact, budget=None, message=""):
         )
 
 
-def assert_rstd_within_budget(actual, exact, message=""):
+def assert_rstd_within_budget(actual, exact, normed_dtype, y_dtype, message=""):
+    """`normed_dtype` is that of what is normalised: x, or residual_out."""
     error = ulp_error(actual, exact) / exact.high
-    budget = RSTD_BUDGET[actual.dtype]
+    all_16_bit = normed_dtype.itemsize == 2 and y_dtype.itemsize == 2
+    budget = RSTD_BUDGET_16_BIT if all_16_bit else RSTD_BUDGET[actual.dtype]
     if error.size and not error.max() <= budget:
         row = int(np.argmax(error))
         raise AssertionError(

@@ -78,8 +78,15 @@ inline f64v add(f64v a, f64v b) { return _mm512_add_pd(a, b); }
 inline f64v subtract(f64v a, f64v b) { return _mm512_sub_pd(a, b); }
 inline f32v multiply(f32v a, f32v b) { return _mm512_mul_ps(a, b); }
 inline f64v multiply(f64v a, f64v b) { return _mm512_mul_pd(a, b); }
+inline f64v multiply_rounded(f64v a, f64v b) {
+  f64v product = multiply(a, b);
+  RMSNORM_ROUND_HERE(product);
+  return product;
+}
 inline f32v fma(f32v a, f32v b, f32v c) { return _mm512_fmadd_ps(a, b, c); }
 inline f64v fma(f64v a, f64v b, f64v c) { return _mm512_fmadd_pd(a, b, c); }
+
+inline f64v load_double(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 
 template <int i>
 inline f64v half(f32v v) {

@@ -27,9 +27,9 @@ class Forward {
         layout_(layout),
         table_(table),
         source_(layout, table),
-        statistics_(statistic_count(layout.n(), p.partial), p.eps) {
-    const DType sum = p.residual.present() ? promote(p.x.dtype, p.residual.dtype) : p.x.dtype;
-    normalised_dtype_ = p.residual_out.present() ? p.residual_out.dtype : sum;
+        normalised_dtype_(dtype_normalised(p)),
+        sum_kind_(choose_sum_kind()),
+        statistics_(statistic_count(layout.n(), p.partial), p.eps, sum_kind_) {
     if (p.residual.present() && p.round_residual) source_.round_sum_to(normalised_dtype_);
     weight_dtype_ = p.weight_offset != 0.0 ? dtype_of<C>::value : p.weight.dtype;
     // Adding -0.0 changes no weight; adding +0.0 would turn -0.0 into +0.0.
@@ -37,7 +37,8 @@ class Forward {
     fused_add_ = choose_add();
     source_role_ = fused_add_ ? role_residual_out : role_x;
     addend_role_ = p.residual.present() && !fused_add_ ? role_residual : role_none;
-    const bool plain = !p.residual.present() && is_plain(role_x, p.x.dtype);
+    const bool plain =
+        !p.residual.present() && is_plain(role_x, p.x.dtype) && kernels_sum_alike(p.x.dtype);
     sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
     apply_ = choose_apply();
     const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
@@ -82,6 +83,20 @@ class Forward {
            (t == DType::f64) == (sizeof(C) == sizeof(double));
   }
 
+  static DType dtype_normalised(const ForwardParams& p) {
+    if (p.residual_out.present()) return p.residual_out.dtype;
+    return p.residual.present() ? promote(p.x.dtype, p.residual.dtype) : p.x.dtype;
+  }
+
+  // Where 16 bits go in and out, float lanes are accurate beyond what the result can show.
+  SumKind choose_sum_kind() const {
+    const bool narrow = is_16_bit(normalised_dtype_) && is_16_bit(p_.y.dtype);
+    return narrow ? SumKind::float_lanes : SumKind::double_lanes;
+  }
+  bool kernels_sum_alike(DType t) const {
+    return is_16_bit(t) == (sum_kind_ == SumKind::float_lanes);
+  }
+
   // The kernel that adds, stores and squares in one pass; the norm then reads residual_out.
   AddSumRows choose_add() const {
     const DType t = p_.x.dtype;
@@ -89,7 +104,7 @@ class Forward {
     // exact.
     const bool sum_is_stored = p_.round_residual || t == dtype_of<C>::value;
     const bool fused = sum_is_stored && is_plain(role_x, t) && is_plain(role_residual, t) &&
-                       is_plain(role_residual_out, t);
+                       is_plain(role_residual_out, t) && kernels_sum_alike(t);
     return fused ? table_.add_sum_rows[static_cast<int>(t)] : nullptr;
   }
 
@@ -239,8 +254,9 @@ class Forward {
   const RowLayout& layout_;
   const KernelTable& table_;
   RowSource<C> source_;
-  RowStatistics<C> statistics_;
   DType normalised_dtype_;
+  SumKind sum_kind_;
+  RowStatistics<C> statistics_;
   DType weight_dtype_;
   double offset_;
   AddSumRows fused_add_;

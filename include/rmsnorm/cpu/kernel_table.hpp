@@ -6,34 +6,42 @@
 
 #include "../contract.hpp"
 
+// Ends an expression for the compiler: gcc contracts a product and a later sum into one fma, also
+// when both are written as intrinsics. Costs no instruction.
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#define RMSNORM_ROUND_HERE(value) __asm__("" : "+x"(value))
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define RMSNORM_ROUND_HERE(value) __asm__("" : "+w"(value))
+#elif defined(__GNUC__)
+#define RMSNORM_ROUND_HERE(value) __asm__("" : "+m"(value))
+#else
+#define RMSNORM_ROUND_HERE(value) static_cast<void>(value)
+#endif
+
 namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
 // The sum of squares is defined over virtual lanes, so that it does not depend on the vector width:
-// element i of a block goes to lane i mod 32 by fma, in the compute type. 32 lanes are four AVX2,
-// two AVX-512 or eight NEON registers.
+// element i of a block goes to lane i mod 32 by fma. 32 float lanes are four AVX2, two AVX-512 or
+// eight NEON registers, 32 double lanes twice as many.
 constexpr int lanes = 32;
 
-// After each block the lanes are folded into eight double lanes. 8 fma per lane and block: in the
-// worst case (a constant row whose square always rounds the same way) the four additions in the top
-// binade leave 2 units in a sum of 2^24, 2^-24 relative in rstd; with 1024 elements it was 2^-22,
-// which exceeds the 2.75 ulp of the contract by itself. Folding costs one conversion and one
-// addition per four lanes, which hide behind the next block's loads.
+// After each block the lanes are folded into eight double lanes. With eight terms a lane, float
+// lanes err by 2^-24 of rstd at worst, 2^-16 of what a 16-bit result can show. Folding costs one
+// conversion and two additions per eight lanes, which hide behind the next block's loads.
 constexpr int block = 256;
 
-// The sum so far, in eight double lanes. For double elements lo collects the rounding errors of hi;
-// for float elements, whose folded lanes leave 29 bits to spare, it is not used.
+// The sum so far, in eight double lanes. lo collects the rounding errors of hi where elements are
+// double, and is zero elsewhere.
 struct SquareSum {
   double hi[8];
   double lo[8];
 
-  template <class C>
   double total() const {
     const double high = tree(hi);
     // An overflow leaves NaN in lo, which must not hide the infinity.
-    const bool has_errors = sizeof(C) == sizeof(double) && high - high == 0.0;
-    return has_errors ? high + tree(lo) : high;
+    return high - high == 0.0 ? high + tree(lo) : high;
   }
 
  private:
@@ -42,12 +50,16 @@ struct SquareSum {
   }
 };
 
+// Which lanes a block of floats is summed in: those that the row's own kernel would take.
+enum class SumKind : int { float_lanes = 0, double_lanes = 1 };
+
 enum class WeightKind : int { none = 0, same = 1, f32 = 2 };
 constexpr int weight_kind_count = 3;
 
 // Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes.
 
-// sums[r] = sum of squares of the first n elements of row r.
+// sums[r] = sum of squares of the first n elements of row r: f16 and bf16 in float lanes, f32 in
+// double lanes, f64 compensated.
 using SumRows = void (*)(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
                          double* sums);
 
@@ -80,8 +92,9 @@ using Apply = void (*)(const ApplyRows& a);
 // multiple of `lanes`, and the in-place operations work up to there.
 template <class C>
 struct BlockOps {
-  // Adds the squares of n elements, a multiple of `block` in all but the last call of a row.
-  void (*add_squares)(const C* v, std::int64_t n, SquareSum* sum);
+  // [SumKind] Adds the squares of n elements, a multiple of `block` in all but a row's last call.
+  // Doubles are summed in one way only.
+  void (*add_squares[2])(const C* v, std::int64_t n, SquareSum* sum);
   void (*widen[dtype_count])(const void* from, C* to, std::int64_t n);
   void (*narrow[dtype_count])(const C* from, void* to, std::int64_t n);
   void (*scale)(C* v, C factor, std::int64_t n);

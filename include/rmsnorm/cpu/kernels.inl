@@ -7,6 +7,8 @@
 //   store(T*, v)                  rounded to T
 //   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T
 //   splat, add, subtract, multiply, fma
+//   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
+//   load_double(const float*)     D floats as f64v
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
 //
 // No std:: templates here: their out-of-line copies would be compiled for this ISA and could be
@@ -77,23 +79,12 @@ inline void for_each_step(std::int64_t n, Step step, Rest rest) {
 }
 
 // ---- sum of squares ----
+//
+// Three accumulators, chosen by what the result can show (docs/numerics.md). Each takes the values
+// of register u of a step by take(u, v), or straight from memory by take_from(u, p), starts from
+// the sum of the blocks before, and ends its block with flush().
 
-template <class C>
-inline void set_zero(Lanes<C>& acc) {
-  for_each_register<Lanes<C>::count>([&acc](int u) { acc.v[u] = splat(C(0)); });
-}
-
-template <class C>
-inline void set_zero(SquareSum* sum) {
-  for_each_register<8 / Lanes<double>::width>([sum](int u) {
-    store(sum->hi + u * Lanes<double>::width, splat(0.0));
-    if constexpr (sizeof(C) == sizeof(double)) {
-      store(sum->lo + u * Lanes<double>::width, splat(0.0));
-    }
-  });
-}
-
-// Lanes D i ... D i + D-1 of the first 16, as doubles.
+// Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
 inline f64v double_lanes(const Lanes<float>& v) {
   constexpr int first = i * Lanes<double>::width;
@@ -105,70 +96,140 @@ inline f64v double_lanes(const Lanes<double>& v) {
   return v.v[i];
 }
 
-// Adds lanes j + 16 to lanes j in the compute type, and the sums j and j + 8 to double lane j, for
-// the D double lanes of register i and of those after it. One addition in the compute type halves
-// the conversions; it adds at most 2^-25 to the relative error of rstd, and nothing where rows are
-// constant.
-template <int i, class C>
-inline void fold_registers(const Lanes<C>& sums, SquareSum* sum) {
+template <int i, class A>
+inline void fold_registers(const Lanes<A>& sums, SquareSum* sum) {
   constexpr int registers = 8 / Lanes<double>::width;
-  const f64v folded = add(double_lanes<i>(sums), double_lanes<i + registers>(sums));
   double* hi = sum->hi + i * Lanes<double>::width;
-  const f64v before = load(hi);
-  const f64v after = add(before, folded);
-  store(hi, after);
-  if constexpr (sizeof(C) == sizeof(double)) {
-    // Knuth's two-sum: the rounding error of `after`, exactly.
-    double* lo = sum->lo + i * Lanes<double>::width;
-    const f64v kept = subtract(after, before);
-    const f64v error = add(subtract(before, subtract(after, kept)), subtract(folded, kept));
-    store(lo, add(load(lo), error));
-  }
+  store(hi, add(load(hi), add(double_lanes<i>(sums), double_lanes<i + registers>(sums))));
   if constexpr (i + 1 < registers) fold_registers<i + 1>(sums, sum);
 }
 
-template <class C>
-inline void fold(const Lanes<C>& acc, SquareSum* sum) {
-  constexpr int half_count = Lanes<C>::count / 2;
-  Lanes<C> sums;
-  for_each_register<half_count>(
-      [&sums, &acc](int u) { sums.v[u] = add(acc.v[u], acc.v[u + half_count]); });
-  fold_registers<0>(sums, sum);
-}
-
-// Folds block after block; step(acc, i) adds the squares of 32 elements to the lanes, rest(acc, i,
-// n) those of the last n < 32.
-template <class C, class Step, class Rest>
-inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
-  std::int64_t i = 0;
-  for (; i + block <= n; i += block) {
-    Lanes<C> acc;
-    set_zero(acc);
-    for (int j = 0; j < block; j += lanes) step(acc, i + j);
-    fold(acc, sum);
+template <class A>
+class FoldedLanes {
+ public:
+  explicit FoldedLanes(const SquareSum&) {
+    for_each_register<Lanes<A>::count>([this](int u) { acc_.v[u] = splat(A(0)); });
   }
-  if (i == n) return;
-  Lanes<C> acc;
-  set_zero(acc);
-  for (; i + lanes <= n; i += lanes) step(acc, i);
-  if (i < n) rest(acc, i, n - i);
-  fold(acc, sum);
-}
 
+  void flush(SquareSum* sum) const {
+    constexpr int half_count = Lanes<A>::count / 2;
+    Lanes<A> sums;
+    for_each_register<half_count>(
+        [&sums, this](int u) { sums.v[u] = add(acc_.v[u], acc_.v[u + half_count]); });
+    fold_registers<0>(sums, sum);
+  }
+
+ protected:
+  void add_square(int u, typename Lanes<A>::V v) { acc_.v[u] = fma(v, v, acc_.v[u]); }
+
+ private:
+  Lanes<A> acc_;
+};
+
+// Floats in float lanes.
+struct FloatLanes : FoldedLanes<float> {
+  using FoldedLanes<float>::FoldedLanes;
+  void take(int u, f32v v) { add_square(u, v); }
+  template <class T>
+  void take_from(int u, const T* p) {
+    add_square(u, load(p));
+  }
+};
+
+// Floats in double lanes: squares are exact, and the sum to 2^-38 for n up to 2^20.
+struct WideLanes : FoldedLanes<double> {
+  using FoldedLanes<double>::FoldedLanes;
+  static constexpr int parts = Lanes<float>::width / Lanes<double>::width;
+  void take(int u, f32v v) {
+    add_square(parts * u, half<0>(v));
+    if constexpr (parts == 2) add_square(parts * u + 1, half<1>(v));
+  }
+  // Conversions from memory spare the extraction of the upper half.
+  void take_from(int u, const float* p) {
+    add_square(parts * u, load_double(p));
+    if constexpr (parts == 2) add_square(parts * u + 1, load_double(p + Lanes<double>::width));
+  }
+};
+
+// Doubles in eight lanes, element i in lane i mod 8, by Knuth's two-sum: only the rounding of each
+// square remains.
+class CompensatedLanes {
+ public:
+  explicit CompensatedLanes(const SquareSum& sum) {
+    for_each_register<registers>([&sum, this](int u) {
+      hi_[u] = load(sum.hi + u * Lanes<double>::width);
+      lo_[u] = load(sum.lo + u * Lanes<double>::width);
+    });
+  }
+  void take(int u, f64v v) {
+    const int i = u % registers;
+    const f64v square = multiply_rounded(v, v), before = hi_[i];
+    hi_[i] = add(before, square);
+    const f64v kept = subtract(hi_[i], before);
+    const f64v error = add(subtract(before, subtract(hi_[i], kept)), subtract(square, kept));
+    lo_[i] = add(lo_[i], error);
+  }
+  void take_from(int u, const double* p) { take(u, load(p)); }
+  void flush(SquareSum* sum) const {
+    for_each_register<registers>([sum, this](int u) {
+      store(sum->hi + u * Lanes<double>::width, hi_[u]);
+      store(sum->lo + u * Lanes<double>::width, lo_[u]);
+    });
+  }
+
+ private:
+  static constexpr int registers = 8 / Lanes<double>::width;
+  f64v hi_[registers], lo_[registers];
+};
+
+// What rows of dtype T are summed by in the kernels of their own.
 template <class T>
-inline void square_step(LanesFor<T>& acc, const T* x) {
-  for_each_register<LanesFor<T>::count>([&acc, x](int u) {
-    const auto v = load(x + u * LanesFor<T>::width);
-    acc.v[u] = fma(v, v, acc.v[u]);
+struct AccumulatorOf {
+  using type = FloatLanes;
+};
+template <>
+struct AccumulatorOf<float> {
+  using type = WideLanes;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = CompensatedLanes;
+};
+
+inline void set_zero(SquareSum* sum) {
+  for_each_register<8 / Lanes<double>::width>([sum](int u) {
+    store(sum->hi + u * Lanes<double>::width, splat(0.0));
+    store(sum->lo + u * Lanes<double>::width, splat(0.0));
   });
 }
 
-template <class T>
+// step(acc, i) adds the squares of 32 elements, rest(acc, i, n) those of the last n < 32.
+template <class Accumulator, class Step, class Rest>
+inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
+  std::int64_t i = 0;
+  for (; i + block <= n; i += block) {
+    Accumulator acc(*sum);
+    for (int j = 0; j < block; j += lanes) step(acc, i + j);
+    acc.flush(sum);
+  }
+  if (i == n) return;
+  Accumulator acc(*sum);
+  for (; i + lanes <= n; i += lanes) step(acc, i);
+  if (i < n) rest(acc, i, n - i);
+  acc.flush(sum);
+}
+
+template <class Accumulator, class T>
+inline void square_step(Accumulator& acc, const T* x) {
+  for_each_register<LanesFor<T>::count>(
+      [&acc, x](int u) { acc.take_from(u, x + u * LanesFor<T>::width); });
+}
+
+template <class Accumulator, class T>
 inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
-  using Acc = LanesFor<T>;
-  sum_blocks<typename Compute<T>::scalar>(
-      n, sum, [x](Acc& acc, std::int64_t i) { square_step(acc, x + i); },
-      [x](Acc& acc, std::int64_t i, std::int64_t left) {
+  sum_blocks<Accumulator>(
+      n, sum, [x](Accumulator& acc, std::int64_t i) { square_step(acc, x + i); },
+      [x](Accumulator& acc, std::int64_t i, std::int64_t left) {
         square_step(acc, Tail<T>(x + i, left).elements);
       });
 }
@@ -176,31 +237,31 @@ inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
 template <class T>
 void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
               double* sums) {
-  using C = typename Compute<T>::scalar;
   for (std::int64_t r = 0; r < rows; ++r, x += x_stride) {
     SquareSum sum;
-    set_zero<C>(&sum);
-    add_squares(reinterpret_cast<const T*>(x), n, &sum);
-    sums[r] = sum.total<C>();
+    set_zero(&sum);
+    add_squares<typename AccumulatorOf<T>::type>(reinterpret_cast<const T*>(x), n, &sum);
+    sums[r] = sum.total();
   }
 }
 
-template <class T>
-inline void add_step(LanesFor<T>& acc, const T* x, const T* residual, T* out) {
+template <class Accumulator, class T>
+inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out) {
   for_each_register<LanesFor<T>::count>([&acc, x, residual, out](int u) {
     const int i = u * LanesFor<T>::width;
     const auto s = rounded_to(out, add(load(x + i), load(residual + i)));
     store(out + i, s);
-    acc.v[u] = fma(s, s, acc.v[u]);
+    acc.take(u, s);
   });
 }
 
 template <class T>
 inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, SquareSum* sum) {
-  using Acc = LanesFor<T>;
-  sum_blocks<typename Compute<T>::scalar>(
-      n, sum, [=](Acc& acc, std::int64_t i) { add_step(acc, x + i, residual + i, out + i); },
-      [=](Acc& acc, std::int64_t i, std::int64_t left) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  sum_blocks<Accumulator>(
+      n, sum,
+      [=](Accumulator& acc, std::int64_t i) { add_step(acc, x + i, residual + i, out + i); },
+      [=](Accumulator& acc, std::int64_t i, std::int64_t left) {
         const Tail<T> a(x + i, left), b(residual + i, left);
         Tail<T> s;
         add_step(acc, a.elements, b.elements, s.elements);
@@ -210,19 +271,18 @@ inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, Squar
 
 template <class T>
 void add_sum_rows(const AddRows& a) {
-  using C = typename Compute<T>::scalar;
   for (std::int64_t r = 0; r < a.rows; ++r) {
     const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
     const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride);
     T* out = reinterpret_cast<T*>(a.out + r * a.out_stride);
     SquareSum sum, not_counted;
-    set_zero<C>(&sum);
-    set_zero<C>(&not_counted);
+    set_zero(&sum);
+    set_zero(&not_counted);
     add_row(x, residual, out, a.counted, &sum);
     if (a.counted < a.n) {
       add_row(x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted, &not_counted);
     }
-    a.sums[r] = sum.total<C>();
+    a.sums[r] = sum.total();
   }
 }
 
@@ -320,9 +380,9 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
       });
 }
 
-template <class C>
+template <class Accumulator, class C>
 void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
-  add_squares(v, n, sum);
+  add_squares<Accumulator>(v, n, sum);
 }
 
 template <class C, class Operation>
@@ -362,16 +422,22 @@ void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
 
 // A row with an f64 tensor is computed in double, so float blocks never meet f64.
 template <class C, class Widen = decltype(&widen_block<C, float>),
-          class Narrow = decltype(&narrow_block<C, float>)>
+          class Narrow = decltype(&narrow_block<C, float>),
+          class Sum = void (*)(const C*, std::int64_t, SquareSum*)>
 constexpr BlockOps<C> block_ops() {
   Widen widen_f64 = nullptr;
   Narrow narrow_f64 = nullptr;
-  if constexpr (sizeof(C) == sizeof(double)) {
+  Sum sum_narrow = nullptr, sum_wide = nullptr;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    sum_narrow = add_squares_block<FloatLanes, C>;
+    sum_wide = add_squares_block<WideLanes, C>;
+  } else {
+    sum_narrow = sum_wide = add_squares_block<CompensatedLanes, C>;
     widen_f64 = widen_block<C, double>;
     narrow_f64 = narrow_block<C, double>;
   }
   return {
-      add_squares_block<C>,
+      {sum_narrow, sum_wide},
       {widen_block<C, float16>, widen_block<C, bfloat16>, widen_block<C, float>, widen_f64},
       {narrow_block<C, float16>, narrow_block<C, bfloat16>, narrow_block<C, float>, narrow_f64},
       scale_block<C>,

@@ -59,8 +59,15 @@ inline f64v add(f64v a, f64v b) { return vaddq_f64(a, b); }
 inline f64v subtract(f64v a, f64v b) { return vsubq_f64(a, b); }
 inline f32v multiply(f32v a, f32v b) { return vmulq_f32(a, b); }
 inline f64v multiply(f64v a, f64v b) { return vmulq_f64(a, b); }
+inline f64v multiply_rounded(f64v a, f64v b) {
+  f64v product = multiply(a, b);
+  RMSNORM_ROUND_HERE(product);
+  return product;
+}
 inline f32v fma(f32v a, f32v b, f32v c) { return vfmaq_f32(c, a, b); }
 inline f64v fma(f64v a, f64v b, f64v c) { return vfmaq_f64(c, a, b); }
+
+inline f64v load_double(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
 
 template <int i>
 inline f64v half(f32v v) {

@@ -43,8 +43,15 @@ inline f64v add(f64v a, f64v b) { return {a.value + b.value}; }
 inline f64v subtract(f64v a, f64v b) { return {a.value - b.value}; }
 inline f32v multiply(f32v a, f32v b) { return {a.value * b.value}; }
 inline f64v multiply(f64v a, f64v b) { return {a.value * b.value}; }
+inline f64v multiply_rounded(f64v a, f64v b) {
+  double product = a.value * b.value;
+  RMSNORM_ROUND_HERE(product);
+  return {product};
+}
 inline f32v fma(f32v a, f32v b, f32v c) { return {std::fma(a.value, b.value, c.value)}; }
 inline f64v fma(f64v a, f64v b, f64v c) { return {std::fma(a.value, b.value, c.value)}; }
+
+inline f64v load_double(const float* p) { return {static_cast<double>(*p)}; }
 
 template <int i>
 inline f64v half(f32v v) {

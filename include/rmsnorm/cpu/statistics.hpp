@@ -48,6 +48,8 @@ struct RowScale {
   int exponent;
 };
 
+inline bool is_16_bit(DType t) { return size_in_bytes(t) == 2; }
+
 inline std::int64_t statistic_count(std::int64_t n, double partial) {
   if (partial == 1.0) return n;
   const std::int64_t k = static_cast<std::int64_t>(std::ceil(partial * static_cast<double>(n)));
@@ -59,7 +61,8 @@ inline std::int64_t statistic_count(std::int64_t n, double partial) {
 template <class C>
 class RowStatistics {
  public:
-  RowStatistics(std::int64_t count, double eps) : count_(count), eps_(eps) {}
+  RowStatistics(std::int64_t count, double eps, SumKind kind)
+      : count_(count), eps_(eps), kind_(kind) {}
 
   // Of the source's values times 2^exponent.
   double sum_of_squares(RowSource<C>* source, int exponent) {
@@ -67,9 +70,9 @@ class RowStatistics {
     for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
       source->read(begin, count, values_);
       source->scale(values_, count, exponent);
-      source->ops().add_squares(values_, count, &sum);
+      source->ops().add_squares[static_cast<int>(kind_)](values_, count, &sum);
     });
-    return sum.total<C>();
+    return sum.total();
   }
 
   double mean(double sum) const { return sum / static_cast<double>(count_); }
@@ -114,6 +117,7 @@ class RowStatistics {
  private:
   std::int64_t count_;
   double eps_;
+  SumKind kind_;
   alignas(64) C values_[block];
 };
 
@@ -143,13 +147,15 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
                              std::int64_t row_begin, std::int64_t row_end,
                              const KernelTable& table) {
   RowSource<C> source(layout, table);
-  RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0);
+  // In double lanes whatever the dtype, since the result is not narrow.
+  RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0, SumKind::double_lanes);
   const SumRows sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
+  const bool has_kernel = layout.operand(role_x).unit && !is_16_bit(p.x.dtype);
   RowCursor cursor(layout, row_begin);
   for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
     source.set(cursor, 0, role_x, role_none);
     double sum;
-    if (layout.operand(role_x).unit) {
+    if (has_kernel) {
       sum_rows(cursor.row(role_x), 0, statistics.count(), 1, &sum);
     } else {
       sum = statistics.sum_of_squares(&source, 0);

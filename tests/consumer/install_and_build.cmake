@@ -1,0 +1,26 @@
+# cmake -DBUILD_DIR=<build tree of rmsnorm> -DWORK_DIR=<scratch> -DGENERATOR= -DC_COMPILER=
+#       -DCXX_COMPILER= [-DFLAGS=] -P install_and_build.cmake
+#
+# Installs rmsnorm into a fresh prefix, moves the prefix, and builds and runs the project beside this
+# file against it, without optimisation: a build that the unit tests do not make.
+cmake_minimum_required(VERSION 3.18...4.0)
+
+function(run)
+  execute_process(COMMAND ${ARGV} RESULT_VARIABLE result OUTPUT_VARIABLE output
+                  ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    list(JOIN ARGV " " command)
+    message(FATAL_ERROR "${command}\n${output}")
+  endif()
+endfunction()
+
+file(REMOVE_RECURSE ${WORK_DIR})
+run(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/installed)
+# Nothing in the installation may point to where it was made.
+file(RENAME ${WORK_DIR}/installed ${WORK_DIR}/moved)
+run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK_DIR}/build -G ${GENERATOR}
+    -DCMAKE_C_COMPILER=${C_COMPILER}
+    -DCMAKE_CXX_COMPILER=${CXX_COMPILER} -DCMAKE_C_FLAGS=${FLAGS} -DCMAKE_CXX_FLAGS=${FLAGS}
+    -DCMAKE_PREFIX_PATH=${WORK_DIR}/moved)
+run(${CMAKE_COMMAND} --build ${WORK_DIR}/build)
+run(${CMAKE_CTEST_COMMAND} --test-dir ${WORK_DIR}/build --output-on-failure --no-tests=error)

@@ -1,0 +1,132 @@
+/* The C ABI from C: parameters, results, statuses. Exits with the number of failed checks. */
+#include <rmsnorm/rmsnorm.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static int failures = 0;
+
+#define CHECK(condition)                                              \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      ++failures;                                                     \
+      fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                 \
+  } while (0)
+
+enum { rows = 3, n = 50 };
+
+static void forward_matches_the_formula(void) {
+  float x[rows * n], residual[rows * n], weight[n], y[rows * n], residual_out[rows * n], rstd[rows];
+  rmsnorm_forward_params p;
+  rmsnorm_status s;
+  int row, i;
+  for (i = 0; i < rows * n; ++i) {
+    x[i] = (float)(i % 7) - 3.0f;
+    residual[i] = (float)(i % 5) * 0.25f;
+    y[i] = 0;
+  }
+  for (i = 0; i < n; ++i) weight[i] = 0.01f * (float)i;
+  rmsnorm_forward_params_init(&p);
+  CHECK(p.axis == -1 && p.eps == 1e-6 && p.partial == 1.0 && p.weight_offset == 0.0);
+  CHECK(p.rounding == RMSNORM_ROUNDING_ONCE && p.round_residual == 1);
+  CHECK(p.x.rank == -1 && p.rstd.rank == -1 && p.mean_square.rank == -1);
+  p.x = rmsnorm_matrix(x, RMSNORM_F32, rows, n, n);
+  p.residual = rmsnorm_matrix(residual, RMSNORM_F32, rows, n, n);
+  p.weight = rmsnorm_vector(weight, RMSNORM_F32, n);
+  p.y = rmsnorm_matrix(y, RMSNORM_F32, rows, n, n);
+  p.residual_out = rmsnorm_matrix(residual_out, RMSNORM_F32, rows, n, n);
+  p.rstd = rmsnorm_vector(rstd, RMSNORM_F32, rows);
+  p.weight_offset = 1.0;
+  p.eps = 0.5;
+  s = rmsnorm_cpu_forward(&p, 0, 2);
+  CHECK(s.code == 0 && s.argument == 0);
+  CHECK(y[2 * n] == 0);
+  s = rmsnorm_cpu_forward(&p, 2, rows);
+  CHECK(s.code == 0);
+  for (row = 0; row < rows; ++row) {
+    double sum = 0, r;
+    for (i = 0; i < n; ++i) {
+      const double v = (double)x[row * n + i] + (double)residual[row * n + i];
+      sum += v * v;
+      CHECK(residual_out[row * n + i] == (float)v);
+    }
+    r = 1 / sqrt(sum / n + 0.5);
+    CHECK(fabs(rstd[row] - r) < 1e-6);
+    for (i = 0; i < n; ++i) {
+      const double v = residual_out[row * n + i];
+      CHECK(fabs(y[row * n + i] - v * r * (1 + (double)weight[i])) < 1e-5);
+    }
+  }
+}
+
+static void options_arrive(void) {
+  const uint16_t x[4] = {0x3c00, 0x4000, 0x4200, 0x4400}; /* 1 2 3 4 in f16 */
+  uint16_t y[4] = {0, 0, 0, 0};
+  const double mean_square = 4.0;
+  rmsnorm_forward_params p;
+  rmsnorm_forward_params_init(&p);
+  p.x = rmsnorm_vector(x, RMSNORM_F16, 4);
+  p.y = rmsnorm_vector(y, RMSNORM_F16, 4);
+  p.mean_square = rmsnorm_vector(&mean_square, RMSNORM_F64, 1);
+  p.mean_square.rank = 0;
+  p.axis = 0;
+  p.eps = 0.0;
+  p.rounding = RMSNORM_ROUNDING_RSTD;
+  CHECK(rmsnorm_cpu_forward(&p, 0, 1).code == 0);
+  CHECK(y[0] == 0x3800 && y[1] == 0x3c00 && y[2] == 0x3e00 && y[3] == 0x4000);
+}
+
+static void mean_square_of_a_part(void) {
+  const double x[4] = {1, 2, 3, 4};
+  double out = 0;
+  rmsnorm_mean_square_params p;
+  rmsnorm_mean_square_params_init(&p);
+  CHECK(p.axis == -1 && p.partial == 1.0 && p.x.rank == -1);
+  p.x = rmsnorm_matrix(x, RMSNORM_F64, 1, 4, 4);
+  p.mean_square = rmsnorm_vector(&out, RMSNORM_F64, 1);
+  CHECK(rmsnorm_cpu_mean_square(&p, 0, 1).code == 0);
+  CHECK(out == 7.5);
+  p.partial = 0.5;
+  CHECK(rmsnorm_cpu_mean_square(&p, 0, 1).code == 0);
+  CHECK(out == 2.5);
+  CHECK(rmsnorm_cpu_mean_square(&p, 0, 2).code != 0);
+}
+
+static void errors_have_names(void) {
+  float x[4] = {1, 2, 3, 4}, y[4] = {0, 0, 0, 0};
+  rmsnorm_forward_params p;
+  rmsnorm_status s;
+  rmsnorm_forward_params_init(&p);
+  s = rmsnorm_cpu_forward(&p, 0, 1);
+  CHECK(s.code != 0 && strcmp(rmsnorm_argument_name(s), "x") == 0);
+  p.x = rmsnorm_vector(x, RMSNORM_F32, 4);
+  p.y = rmsnorm_vector(y, RMSNORM_F32, 4);
+  p.eps = -1.0;
+  s = rmsnorm_cpu_forward(&p, 0, 1);
+  CHECK(s.code != 0 && strcmp(rmsnorm_argument_name(s), "eps") == 0);
+  CHECK(strlen(rmsnorm_status_text(s)) > 0);
+  p.eps = 0.0;
+  p.x.dtype = 17;
+  s = rmsnorm_cpu_forward(&p, 0, 1);
+  CHECK(s.code != 0 && strcmp(rmsnorm_argument_name(s), "x") == 0);
+  p.x.dtype = RMSNORM_F32;
+  s = rmsnorm_cpu_forward(&p, 0, 2);
+  CHECK(s.code != 0);
+  CHECK(y[0] == 0);
+  CHECK(rmsnorm_cpu_forward(&p, 0, 1).code == 0);
+  CHECK(y[0] != 0);
+}
+
+int main(void) {
+  forward_matches_the_formula();
+  options_arrive();
+  mean_square_of_a_part();
+  errors_have_names();
+  CHECK(strlen(rmsnorm_version()) >= 5);
+  CHECK(strlen(rmsnorm_cpu_isa()) > 0);
+  printf("C interface of rmsnorm %s on %s: %d failures\n", rmsnorm_version(), rmsnorm_cpu_isa(),
+         failures);
+  return failures;
+}

@@ -1,0 +1,264 @@
+#include "forward_problem.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+namespace rmsnorm_test {
+namespace {
+
+// Longer than the widest vector of the narrowest type, twice.
+constexpr int margin = 64;
+
+int first_normalised(const Case& c) {
+  return c.axis < 0 ? c.axis + static_cast<int>(c.sizes.size()) : c.axis;
+}
+
+std::int64_t product(const std::vector<std::int64_t>& v, int begin, int end) {
+  std::int64_t p = 1;
+  for (int d = begin; d < end; ++d) p *= v[static_cast<std::size_t>(d)];
+  return p;
+}
+
+GuardedTensor allocate(const TensorSpec& spec, const std::vector<std::int64_t>& sizes, int outer,
+                       int around) {
+  if (!spec.present) return {};
+  return {spec.dtype,  sizes,  strides_of(spec.layout, sizes, outer),
+          spec.offset, around, spec.shift};
+}
+
+// The memory of an alias, seen as the output's dtype.
+rmsnorm::Tensor output_view(const GuardedTensor& memory, const TensorSpec& spec) {
+  rmsnorm::Tensor t = memory.view();
+  t.dtype = spec.dtype;
+  return t;
+}
+
+std::vector<Range> elements_of(const std::vector<Range>& rows, std::int64_t per_row) {
+  std::vector<Range> elements;
+  for (const Range& r : rows) elements.push_back({r.first * per_row, r.second * per_row});
+  return elements;
+}
+
+std::vector<double> values_of(const GuardedTensor& t) {
+  std::vector<double> v(static_cast<std::size_t>(t.count()));
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = t.value(static_cast<std::int64_t>(i));
+  return v;
+}
+
+std::vector<std::uint64_t> bits_of(const GuardedTensor& t) {
+  std::vector<std::uint64_t> v(static_cast<std::size_t>(t.count()));
+  for (std::size_t i = 0; i < v.size(); ++i) v[i] = t.bits(static_cast<std::int64_t>(i));
+  return v;
+}
+
+void append(std::ostringstream& out, const char* what, const TensorSpec& spec) {
+  if (!spec.present) return;
+  out << ' ' << what << '=' << rmsnorm::name(spec.dtype);
+  if (spec.layout != Layout::contiguous) out << '/' << name(spec.layout);
+  if (spec.offset != 0) out << '+' << spec.offset;
+  if (spec.shift != 0) out << '+' << spec.shift << " bytes";
+}
+
+const char* name(Alias a) {
+  return a == Alias::none ? "own memory" : a == Alias::x ? "x" : "residual";
+}
+
+}  // namespace
+
+int Case::outer() const { return first_normalised(*this); }
+std::int64_t Case::rows() const { return product(sizes, 0, outer()); }
+std::int64_t Case::n() const { return product(sizes, outer(), static_cast<int>(sizes.size())); }
+
+bool Case::computes_in_double() const {
+  for (const TensorSpec* t : {&x, &residual, &weight, &bias, &y, &residual_out}) {
+    if (t->present && t->dtype == DType::f64) return true;
+  }
+  return false;
+}
+
+std::string describe(const Case& c) {
+  std::ostringstream out;
+  out << '(';
+  for (std::size_t d = 0; d < c.sizes.size(); ++d) out << (d > 0 ? "," : "") << c.sizes[d];
+  out << ") axis=" << c.axis;
+  append(out, "x", c.x);
+  append(out, "residual", c.residual);
+  append(out, "weight", c.weight);
+  append(out, "bias", c.bias);
+  append(out, "mean_square", c.mean_square);
+  append(out, "y", c.y);
+  append(out, "residual_out", c.residual_out);
+  append(out, "rstd", c.rstd);
+  out << " rounding=" << static_cast<int>(c.rounding)
+      << " broadcast=" << static_cast<int>(c.broadcast) << " eps=" << c.eps
+      << " weight_offset=" << c.weight_offset << " partial=" << c.partial
+      << " round_residual=" << c.round_residual;
+  if (c.y_over != Alias::none) out << " y over " << name(c.y_over);
+  if (c.residual_out_over != Alias::none) {
+    out << " residual_out over " << name(c.residual_out_over);
+  }
+  return out.str();
+}
+
+std::vector<std::int64_t> weight_sizes(const Case& c) {
+  const auto first = c.sizes.begin() + c.outer();
+  std::vector<std::int64_t> sizes(first, c.sizes.end());
+  if (c.outer() == 0 || c.broadcast == Broadcast::shared) return sizes;
+  if (c.broadcast == Broadcast::per_head) {
+    sizes.insert(sizes.begin(), *(first - 1));
+    return sizes;
+  }
+  sizes.insert(sizes.begin(), static_cast<std::size_t>(c.outer()), 1);
+  sizes[0] = c.sizes[0];
+  return sizes;
+}
+
+std::int64_t weight_start(const Case& c, std::int64_t row) {
+  if (c.outer() == 0 || c.broadcast == Broadcast::shared) return 0;
+  if (c.broadcast == Broadcast::per_head) {
+    return row % c.sizes[static_cast<std::size_t>(c.outer() - 1)] * c.n();
+  }
+  return row / (c.rows() / c.sizes[0]) * c.n();
+}
+
+ForwardProblem::ForwardProblem(const Case& c, std::uint64_t seed) : case_(c) {
+  const int outer = c.outer();
+  const std::vector<std::int64_t> row_sizes(c.sizes.begin(), c.sizes.begin() + outer);
+  const std::vector<std::int64_t> w_sizes = weight_sizes(c);
+  const int w_outer = static_cast<int>(w_sizes.size() + static_cast<std::size_t>(outer)) -
+                      static_cast<int>(c.sizes.size());
+  const bool x_written = c.y_over == Alias::x || c.residual_out_over == Alias::x;
+  const bool residual_written =
+      c.y_over == Alias::residual || c.residual_out_over == Alias::residual;
+  x = allocate(c.x, c.sizes, outer, x_written ? margin : 0);
+  residual = allocate(c.residual, c.sizes, outer, residual_written ? margin : 0);
+  weight = allocate(c.weight, w_sizes, w_outer, 0);
+  bias = allocate(c.bias, w_sizes, w_outer, 0);
+  mean_square = allocate(c.mean_square, row_sizes, outer, 0);
+  if (c.y_over == Alias::none) y_ = allocate(c.y, c.sizes, outer, margin);
+  if (c.residual_out_over == Alias::none) {
+    residual_out_ = allocate(c.residual_out, c.sizes, outer, margin);
+  }
+  rstd_ = allocate(c.rstd, row_sizes, outer, margin);
+
+  Random random(seed);
+  const std::int64_t n = std::max<std::int64_t>(c.n(), 1);
+  double scale = 1;
+  for (std::int64_t i = 0; i < x.count(); ++i) {
+    if (i % n == 0) scale = std::ldexp(1.0, static_cast<int>(random.below(7)) - 3);
+    x.set(i, random.below(50) == 0 ? 0.0 : scale * random.bell());
+    if (residual.present()) residual.set(i, random.bell());
+  }
+  for (std::int64_t i = 0; i < weight.count(); ++i) {
+    weight.set(i, c.weight_offset != 0 ? random.symmetric() / 4 : 1 + random.symmetric() / 2);
+  }
+  for (std::int64_t i = 0; i < bias.count(); ++i) bias.set(i, random.symmetric() / 4);
+  for (std::int64_t i = 0; i < mean_square.count(); ++i) {
+    mean_square.set(i, 1.5 + random.symmetric());
+  }
+  keep();
+}
+
+void ForwardProblem::keep() {
+  for (GuardedTensor* t :
+       {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
+    if (t->present()) t->remember();
+  }
+}
+
+GuardedTensor& ForwardProblem::y_memory() {
+  return case_.y_over == Alias::x ? x : case_.y_over == Alias::residual ? residual : y_;
+}
+
+GuardedTensor& ForwardProblem::residual_out_memory() {
+  return case_.residual_out_over == Alias::x          ? x
+         : case_.residual_out_over == Alias::residual ? residual
+                                                      : residual_out_;
+}
+
+rmsnorm::ForwardParams ForwardProblem::params() {
+  rmsnorm::ForwardParams p;
+  p.x = x.view();
+  p.residual = residual.view();
+  p.weight = weight.view();
+  p.bias = bias.view();
+  p.mean_square = mean_square.view();
+  p.y = output_view(y_memory(), case_.y);
+  p.residual_out = output_view(residual_out_memory(), case_.residual_out);
+  p.rstd = rstd_.view();
+  p.axis = case_.axis;
+  p.rounding = case_.rounding;
+  p.eps = case_.eps;
+  p.weight_offset = case_.weight_offset;
+  p.partial = case_.partial;
+  p.round_residual = case_.round_residual;
+  return p;
+}
+
+Inputs ForwardProblem::inputs() const {
+  return {values_of(x), values_of(residual), values_of(weight), values_of(bias),
+          values_of(mean_square)};
+}
+
+Results ForwardProblem::run(Isa isa, const std::vector<Range>& row_ranges) {
+  for (GuardedTensor* t :
+       {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
+    if (t->present()) t->restore();
+  }
+  const rmsnorm::ForwardParams p = params();
+  for (const Range& r : row_ranges) {
+    const rmsnorm::Status status = rmsnorm::cpu::forward(p, r.first, r.second, isa);
+    EXPECT_TRUE(status.ok()) << rmsnorm::name(status.argument) << ' ' << text(status.code) << "; "
+                             << rmsnorm::cpu::name(isa) << ' ' << describe(case_);
+  }
+  const std::vector<Range> elements = elements_of(row_ranges, case_.n());
+  for (GuardedTensor* t :
+       {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
+    if (!t->present()) continue;
+    const bool written = t == &y_memory() || t == &residual_out_memory();
+    const std::vector<Range> allowed = written       ? elements
+                                       : t == &rstd_ ? row_ranges
+                                                     : std::vector<Range>{};
+    EXPECT_FALSE(t->written_outside(allowed))
+        << rmsnorm::cpu::name(isa) << " wrote outside of its outputs; " << describe(case_);
+  }
+  return results();
+}
+
+Results ForwardProblem::results() {
+  Results out;
+  out.y = bits_of(y_memory());
+  if (case_.residual_out.present) out.residual_out = bits_of(residual_out_memory());
+  if (case_.rstd.present) out.rstd = bits_of(rstd_);
+  return out;
+}
+
+void expect_same(const Case& c, const Results& expected, const Results& got,
+                 const std::string& what) {
+  struct Pair {
+    const char* name;
+    DType dtype;
+    const std::vector<std::uint64_t>& expected;
+    const std::vector<std::uint64_t>& got;
+  };
+  const Pair pairs[] = {
+      {"y", c.y.dtype, expected.y, got.y},
+      {"residual_out", c.residual_out.dtype, expected.residual_out, got.residual_out},
+      {"rstd", c.rstd.dtype, expected.rstd, got.rstd}};
+  for (const Pair& pair : pairs) {
+    ASSERT_EQ(pair.expected.size(), pair.got.size()) << what << ' ' << pair.name;
+    for (std::size_t i = 0; i < pair.expected.size(); ++i) {
+      if (same(pair.dtype, pair.expected[i], pair.got[i])) continue;
+      ADD_FAILURE() << what << ": " << pair.name << '[' << i << "] is "
+                    << decode(pair.dtype, pair.got[i]) << " (0x" << std::hex << pair.got[i]
+                    << "), expected " << decode(pair.dtype, pair.expected[i]) << " (0x"
+                    << pair.expected[i] << std::dec << "); " << describe(c);
+      break;
+    }
+  }
+}
+
+}  // namespace rmsnorm_test

@@ -1,0 +1,113 @@
+// One call of forward: what it is asked to do, memory for it, and what came out.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "guarded_tensor.hpp"
+#include "rmsnorm/rmsnorm.hpp"
+
+namespace rmsnorm_test {
+
+using rmsnorm::Rounding;
+using rmsnorm::cpu::Isa;
+
+struct TensorSpec {
+  bool present = false;
+  DType dtype = DType::f32;
+  Layout layout = Layout::contiguous;
+  int offset = 0;  // elements from a 64-byte boundary
+  int shift = 0;   // bytes beyond that
+};
+
+inline TensorSpec tensor(DType t, Layout layout = Layout::contiguous, int offset = 0) {
+  return TensorSpec{true, t, layout, offset, 0};
+}
+
+// Which tensor an output is written over.
+enum class Alias { none, x, residual };
+
+// Over which leading dimensions weight and bias vary.
+enum class Broadcast {
+  shared,      // sizes of the normalised axes only
+  per_head,    // one for each index of the last row dimension
+  per_sample,  // one for each index of the first row dimension
+};
+
+struct Case {
+  std::vector<std::int64_t> sizes;
+  std::int32_t axis = -1;
+  TensorSpec x = tensor(DType::f32);
+  TensorSpec residual, weight, bias, mean_square;
+  TensorSpec y = tensor(DType::f32);
+  TensorSpec residual_out, rstd;
+  Broadcast broadcast = Broadcast::shared;
+  Alias y_over = Alias::none;
+  Alias residual_out_over = Alias::none;
+  Rounding rounding = Rounding::once;
+  double eps = 1e-6;
+  double weight_offset = 0;
+  double partial = 1;
+  bool round_residual = true;
+
+  std::int64_t rows() const;
+  std::int64_t n() const;
+  int outer() const;  // number of row dimensions
+  bool computes_in_double() const;
+  DType compute_type() const { return computes_in_double() ? DType::f64 : DType::f32; }
+  DType rstd_type() const { return compute_type(); }
+};
+
+std::string describe(const Case& c);
+
+// Sizes of weight and bias of the case.
+std::vector<std::int64_t> weight_sizes(const Case& c);
+
+// Position of the weight row that belongs to a row of x, times n.
+std::int64_t weight_start(const Case& c, std::int64_t row);
+
+// Values in row-major order; empty when absent.
+struct Inputs {
+  std::vector<double> x, residual, weight, bias, mean_square;
+};
+
+// Bit patterns in row-major order; empty when absent.
+struct Results {
+  std::vector<std::uint64_t> y, residual_out, rstd;
+};
+
+class ForwardProblem {
+ public:
+  // Fills the inputs with ordinary numbers that depend on the case and the seed alone.
+  explicit ForwardProblem(const Case& c, std::uint64_t seed = 1);
+
+  const Case& description() const { return case_; }
+  rmsnorm::ForwardParams params();
+  Inputs inputs() const;
+
+  // For other contents than the ordinary ones; call `keep` when done.
+  GuardedTensor x, residual, weight, bias, mean_square;
+  void keep();
+
+  // Runs forward on fresh outputs, each range in turn, and reports as test failures: a status other
+  // than ok, and any byte changed that does not belong to an output element of these rows.
+  Results run(Isa isa, const std::vector<Range>& row_ranges);
+  Results run(Isa isa) { return run(isa, {{0, case_.rows()}}); }
+
+  // The outputs as they are.
+  Results results();
+
+ private:
+  GuardedTensor& y_memory();
+  GuardedTensor& residual_out_memory();
+
+  Case case_;
+  GuardedTensor y_, residual_out_, rstd_;
+};
+
+// Test failure with the place of the first difference; NaN equals NaN.
+void expect_same(const Case& c, const Results& expected, const Results& got,
+                 const std::string& what);
+
+}  // namespace rmsnorm_test

@@ -1,0 +1,204 @@
+// Rows whose squares overflow or underflow the compute type come out right all the same.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "formula.hpp"
+#include "instruction_sets.hpp"
+
+namespace rmsnorm_test {
+namespace {
+
+constexpr std::int64_t n = 301;
+
+struct Powers {
+  int least, most;
+};
+
+// Powers of two k for which every 2^k x of this test is finite and not yet denormal.
+Powers normal_powers(DType t) {
+  const Format f = format_of(t);
+  return {f.min_exponent + 4, f.max_exponent - 2};
+}
+
+// Significands in +-[1, 4) make no element leave the normal numbers under scaling.
+void fill(ForwardProblem& problem, int exponent) {
+  Random random(23);
+  for (GuardedTensor* t : {&problem.x, &problem.residual}) {
+    for (std::int64_t i = 0; i < t->count(); ++i) {
+      const double v = std::exp2(random.symmetric() + 1) * (random.below(2) == 0 ? 1 : -1);
+      const double rounded = round_to(DType::bf16, v);
+      t->set(i, std::ldexp(t == &problem.x ? rounded : 0.25 * rounded, exponent));
+    }
+  }
+  problem.keep();
+}
+
+Case scale_case(DType t, int variant) {
+  Case c;
+  c.sizes = {2, n};
+  c.x = c.y = tensor(t);
+  c.eps = 0;
+  if (variant == 1) c.weight = tensor(t);
+  if (variant == 2) c.residual = c.residual_out = tensor(t);
+  if (variant == 3) {
+    c.x.layout = Layout::inner_stride_two;
+    c.residual = tensor(t);
+    c.partial = 0.4;
+  }
+  if (variant == 4) {
+    c.weight = tensor(t);
+    c.rounding = Rounding::before_weight;
+    c.y_over = Alias::x;
+  }
+  return c;
+}
+
+// With eps = 0 the power of two cancels exactly.
+TEST(Rescue, PowersOfTwoDoNotChangeTheResult) {
+  for (const DType t : all_dtypes) {
+    for (int variant = 0; variant < 5; ++variant) {
+      const Case c = scale_case(t, variant);
+      ForwardProblem problem(c);
+      fill(problem, 0);
+      const std::vector<std::uint64_t> expected = problem.run(Isa::scalar).y;
+      const Powers powers = normal_powers(t);
+      const int step = (grid_is_small() ? 24 : 1) * (t == DType::f64 ? 7 : 1);
+      for (int k = powers.least; k <= powers.most; k += step) {
+        fill(problem, k);
+        for (const Isa isa : available_isas()) {
+          Results got = problem.run(isa);
+          ASSERT_EQ(got.y, expected) << "2^" << k << ' ' << name(isa) << ' ' << describe(c);
+        }
+      }
+    }
+  }
+}
+
+// Down to denormals, where elements lose bits: within the budget of what they then are.
+TEST(Rescue, EveryFiniteRowIsWithinBudget) {
+  for (const DType t : all_dtypes) {
+    const Format f = format_of(t);
+    const int step = (grid_is_small() ? 24 : 1) * (t == DType::f64 ? 11 : 1);
+    // Too small to hide an underflow in float, or in double, but not too small to count.
+    for (const double eps : {0.0, 1e-33, 1e-305, 1e-6}) {
+      for (int k = f.min_exponent - f.precision + 1; k <= f.max_exponent - 1; k += step) {
+        Case c = scale_case(t, 1);
+        c.eps = eps;
+        ForwardProblem problem(c);
+        for (std::int64_t i = 0; i < problem.x.count(); ++i) {
+          problem.x.set(i, std::ldexp(std::fmod(problem.x.value(i), 1.9), k));
+        }
+        problem.keep();
+        if (problem.inputs().x == std::vector<double>(std::size_t(2 * n), 0.0)) continue;
+        for (const Isa isa : available_isas()) {
+          const Errors errors = errors_of(c, problem.inputs(), problem.run(isa));
+          ASSERT_LE(errors.y, y_budget(c)) << "2^" << k << ' ' << name(isa) << ' ' << describe(c);
+        }
+      }
+    }
+  }
+}
+
+// The largest numbers of the format, and a huge next to tiny ones.
+TEST(Rescue, ExtremeRows) {
+  for (const DType t : {DType::bf16, DType::f32, DType::f64}) {
+    const double largest = round_to(t, std::ldexp(1.99, format_of(t).max_exponent));
+    const double least = decode(t, 1);
+    const double patterns[][3] = {{largest, -largest, largest}, {largest, least, 0},
+                                  {largest, 1, least},          {least, 0, -least},
+                                  {least, 3 * least, 0},        {std::sqrt(largest), 1, largest}};
+    for (const auto& pattern : patterns) {
+      for (const std::int64_t length : {1, 3, 40, 1000}) {
+        Case c;
+        c.sizes = {1, length};
+        c.x = c.y = tensor(t);
+        c.eps = 0;
+        ForwardProblem problem(c);
+        for (std::int64_t i = 0; i < length; ++i) problem.x.set(i, pattern[i % 3]);
+        problem.keep();
+        for (const Isa isa : available_isas()) {
+          const Errors errors = errors_of(c, problem.inputs(), problem.run(isa));
+          ASSERT_LE(errors.y, y_budget(c)) << pattern[0] << ',' << pattern[1] << ',' << pattern[2]
+                                           << ' ' << name(isa) << ' ' << describe(c);
+        }
+      }
+    }
+  }
+}
+
+// Ordinary rows, rows to be rescued and rows beyond rescue next to each other, in place as well.
+TEST(Rescue, MixedWithOrdinaryRows) {
+  constexpr std::int64_t rows = 37, length = 45;
+  for (const DType t : {DType::bf16, DType::f32, DType::f64}) {
+    const Powers powers = normal_powers(t);
+    for (int variant = 0; variant < 4; ++variant) {
+      Case c;
+      c.sizes = {rows, length};
+      c.x = c.y = c.weight = tensor(t);
+      c.rstd = tensor(c.rstd_type());
+      c.eps = 0;
+      if (variant == 1) c.y_over = Alias::x;
+      if (variant >= 2) {
+        c.residual = c.residual_out = tensor(t);
+        c.residual_out_over = variant == 2 ? Alias::x : Alias::residual;
+        c.y_over = variant == 2 ? Alias::residual : Alias::x;
+      }
+      ForwardProblem problem(c);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const int k = row % 5 == 0 ? powers.most - 1 : row % 3 == 0 ? powers.least + 2 : 0;
+        for (std::int64_t i = row * length; i < (row + 1) * length; ++i) {
+          problem.x.set(i, std::ldexp(round_to(DType::bf16, problem.x.value(i) / 4), k));
+          if (variant >= 2) problem.residual.set(i, std::ldexp(problem.residual.value(i) / 4, k));
+        }
+      }
+      problem.x.set(20 * length + 3, NAN);
+      problem.keep();
+      const Inputs in = problem.inputs();
+      for (const Isa isa : available_isas()) {
+        const Errors errors = errors_of(c, in, problem.run(isa));
+        EXPECT_LE(errors.y, y_budget(c)) << name(isa) << ' ' << describe(c);
+        EXPECT_LE(errors.rstd, t == DType::f64 ? 2.5 : 1.5) << name(isa) << ' ' << describe(c);
+      }
+    }
+  }
+}
+
+// The rescued row's rstd is the one of the formula, as long as it is a number of its type.
+TEST(Rescue, RstdIsThatOfTheRowItself) {
+  for (const DType t : {DType::f32, DType::f64}) {
+    const Powers powers = normal_powers(t);
+    for (int k = powers.least + 3; k <= powers.most - 2; k += grid_is_small() ? 40 : 3) {
+      Case c = scale_case(t, 0);
+      c.rstd = tensor(t);
+      ForwardProblem problem(c);
+      fill(problem, k);
+      const Errors errors = errors_of(c, problem.inputs(), problem.run(available_isas().back()));
+      ASSERT_LE(errors.rstd, t == DType::f64 ? 2.5 : 1.5) << "2^" << k << ' ' << describe(c);
+    }
+  }
+}
+
+// A given mean square may have a root whose reciprocal leaves the compute type.
+TEST(Rescue, GivenMeanSquares) {
+  for (const DType t : {DType::f32, DType::f64}) {
+    const Powers powers = normal_powers(t);
+    for (int k = powers.least; k <= powers.most; k += grid_is_small() ? 40 : 5) {
+      if (t == DType::f64 && (k < -500 || k > 500)) continue;  // the square must be a double
+      Case c = scale_case(t, 1);
+      c.mean_square = tensor(DType::f64);
+      ForwardProblem problem(c);
+      fill(problem, k);
+      for (std::int64_t row = 0; row < 2; ++row)
+        problem.mean_square.set(row, std::ldexp(4.2, 2 * k));
+      problem.keep();
+      for (const Isa isa : available_isas()) {
+        const Errors errors = errors_of(c, problem.inputs(), problem.run(isa));
+        ASSERT_LE(errors.y, y_budget(c)) << "2^" << k << ' ' << name(isa) << ' ' << describe(c);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm_test
