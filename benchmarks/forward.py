@@ -20,7 +20,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
 import rmsnorm
 
 SHAPES = [(256, 4096), (4096, 4096), (16384, 128), (64, 65536), (16, 4096), (1, 4096)]
@@ -57,8 +56,12 @@ def measure(rows: int, n: int, dtype, rounds: int) -> dict[str, float]:
     copy, norm = statistics.median(copies), statistics.median(norms)
     ratios = [b / a for a, b in zip(copies, norms, strict=True)]
     quarter, _, three_quarters = statistics.quantiles(ratios, n=4)
-    return {"copy_us": copy * 1e6, "norm_us": norm * 1e6, "ratio": norm / copy,
-            "ratio_quartiles": [quarter, three_quarters]}
+    return {
+        "copy_us": copy * 1e6,
+        "norm_us": norm * 1e6,
+        "ratio": norm / copy,
+        "ratio_quartiles": [quarter, three_quarters],
+    }
 
 
 def call_cost(make_array) -> float:
@@ -81,8 +84,10 @@ def main() -> None:
     rmsnorm.set_num_threads(arguments.threads)
     info = rmsnorm.info()
     machine = {"cpu": cpu_name(), "isa": info["cpu_isa"], "threads": arguments.threads}
-    print(f"rmsnorm {info['version']} on {machine['cpu']}, {machine['isa']}, "
-          f"{machine['threads']} thread(s), {arguments.rounds} rounds")
+    print(
+        f"rmsnorm {info['version']} on {machine['cpu']}, {machine['isa']}, "
+        f"{machine['threads']} thread(s), {arguments.rounds} rounds"
+    )
     print(f"{'dtype':6}{'rows':>7}{'n':>7}{'copy us':>12}{'norm us':>12}{'ratio':>8}  quartiles")
     results = []
     for dtype in arguments.dtypes:
@@ -90,8 +95,10 @@ def main() -> None:
             result = measure(rows, n, DTYPES[dtype], arguments.rounds)
             results.append({"dtype": dtype, "rows": rows, "n": n, **result})
             low, high = result["ratio_quartiles"]
-            print(f"{dtype:6}{rows:7}{n:7}{result['copy_us']:12.1f}{result['norm_us']:12.1f}"
-                  f"{result['ratio']:8.2f}  {low:.2f} - {high:.2f}")
+            print(
+                f"{dtype:6}{rows:7}{n:7}{result['copy_us']:12.1f}{result['norm_us']:12.1f}"
+                f"{result['ratio']:8.2f}  {low:.2f} - {high:.2f}"
+            )
 
     calls = {"numpy": call_cost(lambda shape: np.ones(shape, np.float32))}
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, Union
+from typing import Any, Literal, Protocol
 
 Rounding = Literal["once", "before_weight", "rstd"]
 
 DTypeName = Literal["float16", "bfloat16", "float32", "float64"]
 
 # A name, or a dtype object of NumPy, ml_dtypes, JAX or torch, which share no type.
-DTypeLike = Union[DTypeName, Any]
+DTypeLike = DTypeName | Any
 
 
 class Array(Protocol):

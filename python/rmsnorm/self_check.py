@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -82,7 +83,7 @@ def error_by_decimal(x: Any, weight: Any, y: Any, name: str) -> float:
                 unit = Decimal(2) ** (int(np.frexp(float(exact))[1]) - 1 - fraction_bits)
                 error = float(abs(Decimal(result) - exact) / unit)
                 if not error <= worst:
-                    worst = error if error == error else float("inf")
+                    worst = float("inf") if math.isnan(error) else error
     return worst
 
 

@@ -76,6 +76,7 @@ void expect_conversion(Conversion& conversion, DType from, DType to) {
   const Case& c = conversion.problem.description();
   for (const Isa isa : available_isas()) {
     const Results got = conversion.problem.run(isa);
+    if (!result_is_checked(c)) continue;
     for (std::size_t i = 0; i < got.y.size(); ++i) {
       const std::uint64_t bits = conversion.problem.x.bits(static_cast<std::int64_t>(i));
       const std::uint64_t expected = encode(to, round_to(to, decode(from, bits)));

@@ -89,8 +89,8 @@ TEST(MeanSquare, OfSeveralAxes) {
   }
 }
 
-// forward over a row whose shards' mean squares were averaged elsewhere. y is f32 for 16-bit x, since
-// from 16 to 16 bits forward sums in float lanes and mean_square does not.
+// forward over a row whose shards' mean squares were averaged elsewhere. y is f32 for 16-bit x,
+// since from 16 to 16 bits forward sums in float lanes and mean_square does not.
 TEST(MeanSquare, GivesForwardItsOwnStatistics) {
   for (const DType t : all_dtypes) {
     Case whole;

@@ -68,6 +68,7 @@ TEST(Rescue, PowersOfTwoDoNotChangeTheResult) {
         fill(problem, k);
         for (const Isa isa : available_isas()) {
           Results got = problem.run(isa);
+          if (!result_is_checked(c)) continue;
           ASSERT_EQ(got.y, expected) << "2^" << k << ' ' << name(isa) << ' ' << describe(c);
         }
       }

@@ -196,5 +196,26 @@ TEST(SpecialValues, EmptyTensors) {
   }
 }
 
+// The stride of a dimension of one is ignored, whatever it is.
+TEST(SpecialValues, StridesOfSizeOneMayBeAnything) {
+  for (const DType t : all_dtypes) {
+    for (const std::int64_t stride : {std::int64_t{0}, std::int64_t{1} << 62, INT64_MIN}) {
+      Case c = plain(t);
+      c.sizes = {1, 1, 40, 1};
+      c.axis = 1;
+      ForwardProblem problem(c);
+      const Results expected = problem.run(Isa::scalar);
+      rmsnorm::ForwardParams p = problem.params();
+      for (const int d : {0, 1, 3}) p.x.strides[d] = p.y.strides[d] = stride;
+      p.weight.strides[0] = p.weight.strides[2] = p.rstd.strides[0] = stride;
+      for (const Isa isa : available_isas()) {
+        problem.run(isa, {});  // fresh outputs
+        ASSERT_TRUE(rmsnorm::cpu::forward(p, 0, 1, isa).ok()) << stride;
+        expect_same(c, expected, problem.results(), name(isa));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace rmsnorm_test

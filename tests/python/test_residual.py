@@ -28,9 +28,7 @@ def judge(x, residual, weight, bias, results, *, rounding, round_residual, weigh
     exact_sum = x.astype(compute) + residual.astype(compute)
     assert_same_bits(total, cast(exact_sum, total.dtype), "residual_out:")
     normed = total if round_residual else exact_sum
-    oracle.assert_rstd_within_budget(
-        rstd, oracle.exact_rstd(normed, EPS), total.dtype, y.dtype
-    )
+    oracle.assert_rstd_within_budget(rstd, oracle.exact_rstd(normed, EPS), total.dtype, y.dtype)
     expected = formulas.contract(
         normed,
         rstd[:, None],
