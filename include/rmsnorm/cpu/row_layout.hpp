@@ -54,12 +54,15 @@ class RowLayout {
   // A tensor with normalised dimensions; leading ones are missing, of size one, or those of x.
   void add(Role role, const TensorRef& t) {
     if (!t.present()) return;
+    if (n_ == 0) return add_empty(role, t);
     Operand& o = add_rows(role, t, t.rank - inner_rank_);
     std::int64_t packed = size_in_bytes(t.dtype);
     // Kernels may assume aligned elements; others, as in packed records, are gathered.
     o.unit = reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(packed) == 0;
     for (int d = inner_rank_ - 1; d >= 0; --d) {
-      o.inner_strides[d] = t.strides[t.rank - inner_rank_ + d] * size_in_bytes(t.dtype);
+      // The stride of a dimension of size one may be anything, and is not stepped.
+      const std::int64_t stride = t.strides[t.rank - inner_rank_ + d];
+      o.inner_strides[d] = inner_sizes_[d] == 1 ? 0 : stride * size_in_bytes(t.dtype);
       if (inner_sizes_[d] != 1 && o.inner_strides[d] != packed) o.unit = false;
       packed *= inner_sizes_[d];
     }
@@ -117,6 +120,17 @@ class RowLayout {
   }
 
  private:
+  // No elements: the pointer may be null and does not move, whatever the strides say.
+  void add_empty(Role role, const TensorRef& t) {
+    Operand& o = operands_[role];
+    o.present = true;
+    o.unit = true;
+    o.dtype = t.dtype;
+    o.data = nullptr;
+    for (int d = 0; d < row_rank_; ++d) o.row_strides[d] = 0;
+    for (int d = 0; d < inner_rank_; ++d) o.inner_strides[d] = 0;
+  }
+
   Operand& add_rows(Role role, const TensorRef& t, int leading) {
     Operand& o = operands_[role];
     o.present = true;
