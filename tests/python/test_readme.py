@@ -1,0 +1,55 @@
+"""The README's programs, as they stand there, and the consumer project built from the wheel."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def blocks(language):
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found, f"README has no {language}"
+    return found
+
+
+def path_from_package(option):
+    command = [sys.executable, "-m", "rmsnorm", option]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_python():
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_cpp(tmp_path):
+    (function,) = blocks("cpp")
+    program = f"""{function}
+int main() {{
+  const float x[6] = {{1, 2, 3, -1, -2, -3}}, weight[3] = {{1, 2, 3}};
+  float y[6];
+  if (!normalise(x, weight, y, 2, 3)) return 1;
+  const double expected = 9 / __builtin_sqrt(14.0 / 3 + 1e-5);
+  return __builtin_fabs(y[2] - expected) < 1e-5 && y[5] == -y[2] ? 0 : 2;
+}}
+"""
+    source = tmp_path / "readme.cpp"
+    source.write_text(program)
+    include = path_from_package("--include-dir")
+    target = tmp_path / "readme"
+    subprocess.run(["g++", "-std=c++17", "-I", include, source, "-o", target], check=True)
+    subprocess.run([target], check=True)
+
+
+def test_consumer_built_from_the_wheel(tmp_path):
+    package = path_from_package("--cmake-dir")
+    subprocess.run(
+        ["cmake", "-S", ROOT / "tests/consumer", "-B", tmp_path, f"-Drmsnorm_DIR={package}"],
+        check=True,
+    )
+    subprocess.run(["cmake", "--build", tmp_path], check=True)
+    for program in ("with_headers", "with_library", "from_c"):
+        subprocess.run([tmp_path / program], check=True)
