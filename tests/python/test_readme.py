@@ -22,7 +22,7 @@ def path_from_package(option):
 
 def test_python():
     for code in blocks("python"):
-        exec(compile(code, "README.md", "exec"), {})
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_cpp(tmp_path):
