@@ -34,16 +34,16 @@ inline f32v load(const bfloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-// bf16 bits in the low half of each element. Adding 0x7fff plus the lowest kept bit carries into
-// the kept bits exactly when nearest-even rounds up; a NaN must not be carried into and becomes
-// quiet.
-inline __m256i bf16_bits(f32v v) {
+// v rounded to bf16 in the upper half of each element, the lower half undefined. Adding 0x7fff plus
+// the lowest kept bit carries into the kept bits exactly when nearest-even rounds up; a NaN must
+// not be carried into and becomes quiet.
+inline __m256i bf16_upper(f32v v) {
   const __m256i bits = _mm256_castps_si256(v);
-  const __m256i kept = _mm256_srli_epi32(bits, 16);
-  const __m256i odd = _mm256_and_si256(kept, _mm256_set1_epi32(1));
-  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
-  const __m256i quiet = _mm256_or_si256(kept, _mm256_set1_epi32(0x40));
+  const __m256i lowest = _mm256_set1_epi32(0x10000);
+  const __m256i is_odd = _mm256_cmpeq_epi32(_mm256_and_si256(bits, lowest), lowest);
+  const __m256i bias = _mm256_sub_epi32(_mm256_set1_epi32(0x7fff), is_odd);
+  const __m256i rounded = _mm256_add_epi32(bits, bias);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(rounded, quiet, is_nan);
 }
@@ -55,7 +55,7 @@ inline void store(float16* p, f32v v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
 }
 inline void store(bfloat16* p, f32v v) {
-  const __m256i bits = bf16_bits(v);
+  const __m256i bits = _mm256_srli_epi32(bf16_upper(v), 16);
   const __m128i low = _mm256_castsi256_si128(bits), high = _mm256_extracti128_si256(bits, 1);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
 }
@@ -66,7 +66,31 @@ inline f32v rounded_to(const float16*, f32v v) {
   return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline f32v rounded_to(const bfloat16*, f32v v) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(bf16_bits(v), 16));
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm256_castsi256_ps(_mm256_and_si256(bf16_upper(v), upper));
+}
+
+struct Pair {
+  f32v even, odd;
+};
+inline Pair load_pair(const bfloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(bits, upper))};
+}
+inline Pair load_pair(const float* p) {
+  // Shuffles work within 128 bits; the permutation puts the four pairs in order.
+  const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)));
+  const __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  return {_mm256_castpd_ps(_mm256_permute4x64_pd(even, _MM_SHUFFLE(3, 1, 2, 0))),
+          _mm256_castpd_ps(_mm256_permute4x64_pd(odd, _MM_SHUFFLE(3, 1, 2, 0)))};
+}
+inline void store_pair(bfloat16* p, Pair v) {
+  const __m256i even = _mm256_srli_epi32(bf16_upper(v.even), 16);
+  const __m256i both = _mm256_blend_epi16(even, bf16_upper(v.odd), 0xaa);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
 }
 
 inline f32v splat(float s) { return _mm256_set1_ps(s); }

@@ -41,15 +41,15 @@ inline f32v load(const bfloat16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// bf16 bits in the low half of each element; the rounding is explained in avx2.hpp.
-inline __m512i bf16_bits(f32v v) {
+// v rounded to bf16 in the upper half of each element, the lower half undefined; explained in
+// avx2.hpp.
+inline __m512i bf16_upper(f32v v) {
   const __m512i bits = _mm512_castps_si512(v);
-  const __m512i kept = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(kept, _mm512_set1_epi32(1));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __m512i rounded = _mm512_add_epi32(bits, bias);
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  return _mm512_mask_or_epi32(rounded, is_nan, kept, _mm512_set1_epi32(0x40));
+  return _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
 }
 
 inline void store(float* p, f32v v) { _mm512_storeu_ps(p, v); }
@@ -59,7 +59,8 @@ inline void store(float16* p, f32v v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
 }
 inline void store(bfloat16* p, f32v v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(v)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper(v), 16)));
 }
 
 inline f32v rounded_to(const float*, f32v v) { return v; }
@@ -68,7 +69,29 @@ inline f32v rounded_to(const float16*, f32v v) {
   return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline f32v rounded_to(const bfloat16*, f32v v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(bf16_bits(v), 16));
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm512_castsi512_ps(_mm512_and_si512(bf16_upper(v), upper));
+}
+
+struct Pair {
+  f32v even, odd;
+};
+inline Pair load_pair(const bfloat16* p) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(bits, upper))};
+}
+inline Pair load_pair(const float* p) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+  const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
+  return {_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
+}
+inline void store_pair(bfloat16* p, Pair v) {
+  const __m512i even = _mm512_srli_epi32(bf16_upper(v.even), 16);
+  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaau, even, bf16_upper(v.odd));
+  _mm512_storeu_si512(p, both);
 }
 
 inline f32v splat(float s) { return _mm512_set1_ps(s); }

@@ -9,6 +9,8 @@
 //   splat, add, subtract, multiply, fma
 //   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
 //   load_double(const float*)     D floats as f64v
+//   Pair {even, odd}              2 W elements of bf16 or f32, split by their index
+//   load_pair(const T*), store_pair(bfloat16*, Pair)
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
 //
 // No std:: templates here: their out-of-line copies would be compiled for this ISA and could be
@@ -293,15 +295,40 @@ struct NoWeight {};  // stands for the weight's type where there is none
 template <class W>
 constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
 
+// One register of y from one of x and one of the weight.
+template <class T, class W, bool round_before>
+inline typename LanesFor<T>::V apply_register(typename LanesFor<T>::V x, typename LanesFor<T>::V w,
+                                              typename LanesFor<T>::V rstd,
+                                              typename LanesFor<T>::V offset) {
+  auto h = multiply(x, rstd);
+  if constexpr (round_before) h = rounded_to(static_cast<T*>(nullptr), h);
+  if constexpr (is_weight<W>) h = multiply(h, add(w, offset));
+  return h;
+}
+
 template <class T, class W, bool round_before>
 inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
                        typename LanesFor<T>::V offset) {
   for_each_register<LanesFor<T>::count>([=](int u) {
     const int i = u * LanesFor<T>::width;
-    auto h = multiply(load(x + i), rstd);
-    if constexpr (round_before) h = rounded_to(y, h);
-    if constexpr (is_weight<W>) h = multiply(h, add(load(w + i), offset));
-    store(y + i, h);
+    auto weight = rstd;
+    if constexpr (is_weight<W>) weight = load(w + i);
+    store(y + i, apply_register<T, W, round_before>(load(x + i), weight, rstd, offset));
+  });
+}
+
+// bf16 in pairs: as 32-bit elements, the odd ones are floats once their lower half is cleared and
+// the even ones after one shift, and the way back is a blend. Widening and packing in order takes
+// four times as many operations on the two ports that shift and shuffle.
+template <class T, class W, bool round_before>
+inline void apply_step(const bfloat16* x, const W* w, bfloat16* y, f32v rstd, f32v offset) {
+  for_each_register<Lanes<float>::count / 2>([=](int u) {
+    const int i = 2 * u * Lanes<float>::width;
+    const Pair in = load_pair(x + i);
+    Pair weight = {rstd, rstd};
+    if constexpr (is_weight<W>) weight = load_pair(w + i);
+    store_pair(y + i, {apply_register<T, W, round_before>(in.even, weight.even, rstd, offset),
+                       apply_register<T, W, round_before>(in.odd, weight.odd, rstd, offset)});
   });
 }
 

@@ -36,6 +36,18 @@ inline V rounded_to(T*, V v) {
   return {rmsnorm::detail::widen(rmsnorm::detail::narrow<T>::from(v.value))};
 }
 
+struct Pair {
+  f32v even, odd;
+};
+template <class T>
+inline Pair load_pair(const T* p) {
+  return {load(p), load(p + 1)};
+}
+inline void store_pair(bfloat16* p, Pair v) {
+  store(p, v.even);
+  store(p + 1, v.odd);
+}
+
 inline f32v splat(float s) { return {s}; }
 inline f64v splat(double s) { return {s}; }
 inline f32v add(f32v a, f32v b) { return {a.value + b.value}; }
