@@ -125,6 +125,9 @@ const char* rmsnorm_argument_name(rmsnorm_status s) {
 
 const char* rmsnorm_version(void) { return RMSNORM_VERSION; }
 
-const char* rmsnorm_cpu_isa(void) { return rmsnorm::cpu::name(rmsnorm::cpu::active_isa().isa); }
+const char* rmsnorm_cpu_isa(void) {
+  const rmsnorm::cpu::IsaChoice choice = rmsnorm::cpu::active_isa();
+  return choice.ok ? rmsnorm::cpu::name(choice.isa) : "";
+}
 
 }  // extern "C"

@@ -207,7 +207,7 @@ inline Status check_broadcast(const TensorRef& x, int axis, const TensorRef& t, 
 // Tensors of an operation with their extents, checked against each other as they are added.
 class TensorList {
  public:
-  // `t` may be absent; `rank` dimensions must equal those of x.
+  // `t` may be absent.
   Status add(const TensorRef& t, Argument argument) {
     if (!t.present()) return {};
     Entry& entry = entries_[count_];

@@ -4,7 +4,7 @@
 // The formula. A tensor x of sizes (..., n) consists of rows of n elements. For every row
 //
 //     mean_square = (x[0]^2 + ... + x[k-1]^2) / k          k = ceil(partial * n), normally n
-//     rstd        = 1 / sqrt(mean_square + eps)            correctly rounded to the compute type
+//     rstd        = 1 / sqrt(mean_square + eps)            computed in double, rounded once
 //     y[i]        = x[i] * rstd * (weight_offset + weight[i]) + bias[i]
 //
 // after Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467); a partial
@@ -16,14 +16,14 @@
 // Promises (see docs/numerics.md for the reasons and the tests):
 //   - every rounding is to nearest even; denormals are kept whatever mode the calling thread is in;
 //   - the CPU result is the same bit for bit on every ISA, for any split into row ranges, any
-//   strides
-//     and any alignment, NaN payloads apart;
-//   - rows whose squares overflow or underflow are computed on exactly scaled values;
+//     strides and any alignment, NaN payloads apart;
+//   - rows whose squares overflow or underflow are computed on values scaled by a power of two;
 //   - against exact arithmetic, f16 and bf16 results are within 0.51 ulp, f32 within 2.75 ulp and
-//   f64
-//     within 4 ulp, for n up to 2^20, with Rounding::once and no bias that cancels.
+//     f64 within 4 ulp, for n up to 2^20, with Rounding::once, weight_offset + weight exact, no
+//     bias that cancels, and x * rstd a normal number of the compute type.
 //
-// No function allocates memory, starts a thread, locks or throws.
+// No function allocates memory, starts a thread or throws. The first call reads CPUID and the
+// environment.
 #pragma once
 
 #include <cstdint>
@@ -206,7 +206,7 @@ enum class Code : std::int32_t {
   invalid_size,     // negative, or not the size that x asks for
   invalid_value,    // NaN, infinite, negative or out of the option's range
   null_data,        // no memory behind a tensor that has elements
-  self_overlap,     // two elements of an output share memory (a broadcast output)
+  self_overlap,     // elements of an output share memory, or its dimensions interleave
   overlap,          // an output shares memory with another tensor other than as an exact alias
   isa_unavailable,  // this CPU (or this build) cannot run the instruction set that was asked for
 };
@@ -261,7 +261,7 @@ constexpr const char* text(Code c) {
     case Code::invalid_size: return "has a size that does not fit x";
     case Code::invalid_value: return "is outside its range";
     case Code::null_data: return "has elements and a null pointer";
-    case Code::self_overlap: return "is an output whose elements share memory";
+    case Code::self_overlap: return "is an output whose elements share memory or interleave";
     case Code::overlap:
       return "is an output that overlaps another tensor other than as its exact alias";
     case Code::isa_unavailable: return "is an instruction set that cannot run here";
@@ -291,9 +291,12 @@ struct ForwardParams {
   Rounding rounding = Rounding::once;
   double eps = 1e-6;           // finite, >= 0, inside the root
   double weight_offset = 0.0;  // finite; 1 for weights stored around zero (Gemma); needs weight
-  double partial = 1.0;        // in (0, 1]: statistics from the first ceil(partial * n) elements
+  // In (0, 1]: statistics from the first ceil(partial * n) elements, the product taken in double
+  // (7.0 / 25 of 25 elements are 8).
+  double partial = 1.0;
   // With a residual: true norms cast(s), rounded to the dtype of residual_out (without one: to the
   // promoted dtype of x and residual), as the unfused model does; false norms the unrounded s.
+  // Means nothing without a residual.
   bool round_residual = true;
 };
 

@@ -80,7 +80,8 @@ rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_
 rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
                                        int64_t row_end);
 
-/* Static strings: what is wrong, with which argument, the version, the instruction set in use. */
+/* Static strings: what is wrong, with which argument, the version, the instruction set in use
+ * (empty where RMSNORM_ISA names one that cannot run here). */
 const char* rmsnorm_status_text(rmsnorm_status s);
 const char* rmsnorm_argument_name(rmsnorm_status s);
 const char* rmsnorm_version(void);

@@ -25,12 +25,14 @@ namespace cpu {
 // dimensions before the axis, on active_isa() or on the given ISA. On any error nothing is written;
 // beyond those of check(): invalid_value of Argument::rows for a range outside of the rows, and
 // isa_unavailable.
-Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end);
-Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end, Isa isa);
+Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end) noexcept;
+Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
+               Isa isa) noexcept;
 
-Status mean_square(const MeanSquareParams& p, std::int64_t row_begin, std::int64_t row_end);
+Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
+                   std::int64_t row_end) noexcept;
 Status mean_square(const MeanSquareParams& p, std::int64_t row_begin, std::int64_t row_end,
-                   Isa isa);
+                   Isa isa) noexcept;
 
 }  // namespace cpu
 }  // namespace rmsnorm

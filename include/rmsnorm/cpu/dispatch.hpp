@@ -2,9 +2,9 @@
 // here and only here, after all standard headers that it needs.
 #pragma once
 
-#if defined(__FAST_MATH__)
-#error \
-    "rmsnorm promises exact roundings, which -ffast-math breaks: link rmsnorm::rmsnorm, or compile this file without it"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "-ffast-math and its parts break exact rounding: compile without, or link rmsnorm::rmsnorm"
 #endif
 
 #include "../rmsnorm.hpp"
@@ -52,6 +52,7 @@ inline Status check_call(const ConstTensor& x, std::int32_t axis, std::int64_t r
 
 inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
                           IsaChoice choice) {
+  const FloatEnvironment environment;
   Status status = check(p);
   if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
   if (!status.ok() || row_begin == row_end) return status;
@@ -60,6 +61,7 @@ inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::i
 
 inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
                               std::int64_t row_end, IsaChoice choice) {
+  const FloatEnvironment environment;
   Status status = check(p);
   if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
   if (!status.ok() || row_begin == row_end) return status;
@@ -67,7 +69,6 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
   layout.add(role_x, p.x);
   layout.add_per_row(role_mean_square, p.mean_square);
   layout.merge_rows();
-  const FloatEnvironment environment;
   const auto run = p.x.dtype == DType::f64 ? mean_square_rows<double> : mean_square_rows<float>;
   run(p, layout, row_begin, row_end, kernels(choice.isa));
   return status;
@@ -76,19 +77,19 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
 }  // namespace detail
 
 RMSNORM_INLINE Status forward(const ForwardParams& p, std::int64_t row_begin,
-                              std::int64_t row_end) {
+                              std::int64_t row_end) noexcept {
   return detail::run_forward(p, row_begin, row_end, active_isa());
 }
 RMSNORM_INLINE Status forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
-                              Isa isa) {
+                              Isa isa) noexcept {
   return detail::run_forward(p, row_begin, row_end, {isa, true});
 }
 RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
-                                  std::int64_t row_end) {
+                                  std::int64_t row_end) noexcept {
   return detail::run_mean_square(p, row_begin, row_end, active_isa());
 }
 RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
-                                  std::int64_t row_end, Isa isa) {
+                                  std::int64_t row_end, Isa isa) noexcept {
   return detail::run_mean_square(p, row_begin, row_end, {isa, true});
 }
 

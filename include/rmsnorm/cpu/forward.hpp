@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "../check.hpp"
-#include "float_environment.hpp"
 #include "row_blocks.hpp"
 #include "statistics.hpp"
 
@@ -284,7 +283,8 @@ inline Status forward_rows(const ForwardParams& p, std::int64_t row_begin, std::
   layout.add_per_row(role_mean_square, p.mean_square);
   layout.add_per_row(role_rstd, p.rstd);
   layout.merge_rows();
-  const FloatEnvironment environment;
+  // Rows without elements: nothing but rstd would be written.
+  if (layout.n() == 0 && !p.rstd.present()) return {};
   if (compute_type(p) == DType::f64) {
     Forward<double>(p, layout, table).run(row_begin, row_end);
   } else {

@@ -78,12 +78,14 @@ class RowSource {
     ops_.widen[static_cast<int>(t)](packed_, v, count);
   }
 
+  // v times 2^exponent, in steps whose own power of two is a normal number of C.
   void scale(C* v, std::int64_t count, int exponent) {
-    if (exponent == 0) return;
-    // In two steps, since 2^exponent itself may exceed C.
-    const int first = exponent / 2;
-    ops_.scale(v, static_cast<C>(std::ldexp(1.0, first)), count);
-    ops_.scale(v, static_cast<C>(std::ldexp(1.0, exponent - first)), count);
+    constexpr int limit = sizeof(C) == sizeof(float) ? 126 : 1022;
+    while (exponent != 0) {
+      const int step = exponent > limit ? limit : exponent < -limit ? -limit : exponent;
+      ops_.scale(v, static_cast<C>(std::ldexp(1.0, step)), count);
+      exponent -= step;
+    }
   }
 
   const BlockOps<C>& ops() const { return ops_; }
