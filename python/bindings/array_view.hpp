@@ -54,6 +54,9 @@ void read_numpy(nb::handle source, const char* name, Access access, ArrayView& v
 void read_torch(nb::handle source, const char* name, ArrayView& view);
 void read_dlpack(nb::handle source, const char* name, Access access, ArrayView& view);
 
+// torch.jit.trace would record the allocation of the result and not what is written to it.
+void refuse_tracing();
+
 // Forward-mode tangents of torch live only inside torch.autograd.forward_ad.dual_level(). Asking
 // whether there is one costs 20 ns, so it is asked once for all arrays of a call.
 bool torch_tangents_exist();

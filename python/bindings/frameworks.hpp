@@ -45,6 +45,9 @@ struct Torch {
   PyObject* empty_like = nullptr;
   PyObject* dtypes[dtype_count] = {};
   PyObject* forward_ad = nullptr;  // the module; null where it does not tell its depth
+  PyObject* is_tracing = nullptr;  // torch.jit's
+  // torch.autograd.graph's, of a tuple of tensors, from torch 2.1 on; null before.
+  PyObject* increment_version = nullptr;
   // Null in older versions of torch; then tensors are read through __dlpack__.
   const dlpack::ExchangeApi* exchange = nullptr;
 };

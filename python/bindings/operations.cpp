@@ -21,7 +21,9 @@ void require_usable(const Call& call) {
     if (!view->on_cpu()) raise_device(call);
     from_torch = from_torch || view->framework == Framework::torch;
   }
-  if (!from_torch || !torch_tangents_exist()) return;
+  if (!from_torch) return;
+  refuse_tracing();
+  if (!torch_tangents_exist()) return;
   for (const Argument argument : {Argument::x, Argument::residual, Argument::weight, Argument::bias,
                                   Argument::mean_square, Argument::y, Argument::residual_out}) {
     const ArrayView& view = *call.array(argument);

@@ -106,11 +106,21 @@ nb::object array_namespace(const ArrayView& like) {
   return space;
 }
 
+// Autograd finds by a tensor's version that a value saved for the backward pass was overwritten,
+// and raises instead of returning a wrong gradient.
+void count_write(nb::handle tensor) {
+  nb::object tensors = nb::make_tuple(tensor);
+  PyObject* arguments[] = {tensors.ptr()};
+  checked(PyObject_Vectorcall(torch()->increment_version, arguments, 1, nullptr));
+}
+
 }  // namespace
 
 void Output::accept(nb::handle out, const char* name) {
   if (out.is_none()) return;
   read_array(out, name, Access::write, view_);
+  if (view_.framework == Framework::torch && torch()->increment_version == nullptr)
+    raise(PyExc_TypeError, "%s: writing to a torch tensor needs torch 2.1 or later", name);
   array_ = nb::borrow(out);
 }
 
@@ -130,6 +140,7 @@ void Output::allocate(const ArrayView& like, DType dtype, const std::int64_t* si
 }
 
 nb::object Output::take() {
+  if (like_ == nullptr && view_.framework == Framework::torch) count_write(array_);
   if (array_.is_valid()) return std::move(array_);
   if (like_->framework == Framework::jax) return nb::handle(jax()->from_dlpack)(exported(view_));
   return array_namespace(*like_).attr("from_dlpack")(exported(view_));

@@ -61,6 +61,13 @@ void read_torch(nb::handle source, const char* name, ArrayView& view) {
   refuse_negative_bit(source, name, view);
 }
 
+void refuse_tracing() {
+  if (torch()->is_tracing == nullptr) return;
+  if (nb::handle(torch()->is_tracing)().ptr() == Py_True)
+    raise(PyExc_RuntimeError,
+          "x: torch.jit.trace cannot record this call, which is no torch operator");
+}
+
 bool torch_tangents_exist() {
   static PyObject* const current_level = PyUnicode_InternFromString("_current_level");
   if (torch()->forward_ad == nullptr) return false;

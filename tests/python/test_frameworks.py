@@ -331,3 +331,36 @@ def test_results_outlive_their_inputs():
         gc.collect()
         np.zeros((4, 64), np.float32)
         np.testing.assert_array_equal(np.asarray(y), np.ones((4, 64)))
+
+
+def test_torch_out_counts_as_written():
+    """Autograd must notice that a value which it saved was overwritten."""
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(8, requires_grad=True)
+    x = torch.randn(4, 8)
+    product = x * weight
+    rmsnorm.rms_norm(x, out=x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    residual, out = torch.randn(4, 8), torch.empty(4, 8)
+    rmsnorm.add_rms_norm(x, residual, out=out, residual_out=residual)
+    assert residual._version == 1
+    assert out._version == 1
+    with torch.inference_mode():
+        y = torch.randn(4, 8)
+        assert rmsnorm.rms_norm(y, out=y) is y
+
+
+def test_torch_trace_is_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError, match="torch.jit.trace"):
+        torch.jit.trace(lambda t: rmsnorm.rms_norm(t), torch.ones(2, 4), check_trace=False)
+
+
+def test_very_many_empty_rows_take_no_time():
+    assert rmsnorm.rms_norm(np.zeros((2**40, 0), np.float32)).shape == (2**40, 0)
+
+
+def test_given_mean_square_far_below_float():
+    y = rmsnorm.rms_norm_apply(np.zeros((1, 4), np.float32), np.array([1e-200]), eps=0.0)
+    np.testing.assert_array_equal(y, np.zeros((1, 4), np.float32))
