@@ -335,7 +335,6 @@ def test_results_outlive_their_inputs():
 
 def test_torch_out_counts_as_written():
     """Autograd must notice that a value which it saved was overwritten."""
-    torch = pytest.importorskip("torch")
     weight = torch.ones(8, requires_grad=True)
     x = torch.randn(4, 8)
     product = x * weight
@@ -352,7 +351,6 @@ def test_torch_out_counts_as_written():
 
 
 def test_torch_trace_is_refused():
-    torch = pytest.importorskip("torch")
     with pytest.raises(RuntimeError, match="torch.jit.trace"):
         torch.jit.trace(lambda t: rmsnorm.rms_norm(t), torch.ones(2, 4), check_trace=False)
 
