@@ -70,6 +70,16 @@ DType dtype_of_statistics(const Call& call) {
   return DType::f32;
 }
 
+// What every norm takes besides x.
+void read_norm_options(Call& call, nb::handle weight, nb::handle bias, nb::handle eps,
+                       nb::handle weight_offset, nb::handle rounding) {
+  read_optional(weight, "weight", Access::read, call.weight);
+  read_optional(bias, "bias", Access::read, call.bias);
+  call.eps = read_number(eps, "eps");
+  call.weight_offset = read_number(weight_offset, "weight_offset");
+  call.rounding = read_rounding(rounding);
+}
+
 Status compute_forward(const void* params, std::int64_t row_begin, std::int64_t row_end) {
   return cpu::forward(*static_cast<const ForwardParams*>(params), row_begin, row_end);
 }
@@ -97,13 +107,9 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   Output y(call.y);
   Output rstd(call.rstd);
   read_array(x, "x", Access::read, call.x);
-  read_optional(weight, "weight", Access::read, call.weight);
-  read_optional(bias, "bias", Access::read, call.bias);
-  y.accept(out, "out");
-  call.eps = read_number(eps, "eps");
+  read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   call.axis = read_integer(axis, "axis");
-  call.weight_offset = read_number(weight_offset, "weight_offset");
-  call.rounding = read_rounding(rounding);
+  y.accept(out, "out");
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
   const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
@@ -127,13 +133,9 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   Output rstd(call.rstd);
   read_array(x, "x", Access::read, call.x);
   read_array(residual, "residual", Access::read, call.residual);
-  read_optional(weight, "weight", Access::read, call.weight);
-  read_optional(bias, "bias", Access::read, call.bias);
+  read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   y.accept(out, "out");
   sum.accept(residual_out, "residual_out");
-  call.eps = read_number(eps, "eps");
-  call.weight_offset = read_number(weight_offset, "weight_offset");
-  call.rounding = read_rounding(rounding);
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
   require_usable(call);
@@ -172,13 +174,9 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   Output y(call.y);
   read_array(x, "x", Access::read, call.x);
   read_array(mean_square, "mean_square", Access::read, call.mean_square);
-  read_optional(weight, "weight", Access::read, call.weight);
-  read_optional(bias, "bias", Access::read, call.bias);
-  y.accept(out, "out");
-  call.eps = read_number(eps, "eps");
+  read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   call.axis = read_integer(axis, "axis");
-  call.weight_offset = read_number(weight_offset, "weight_offset");
-  call.rounding = read_rounding(rounding);
+  y.accept(out, "out");
   const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
   require_usable(call);
   require_axis(call);
