@@ -1,6 +1,7 @@
 // The C ABI over the C++ contract.
 #include <rmsnorm/rmsnorm.h>
 
+#include <rmsnorm/cuda.cuh>
 #include <rmsnorm/rmsnorm.hpp>
 
 namespace {
@@ -19,6 +20,23 @@ static_assert(RMSNORM_ROUNDING_BEFORE_WEIGHT ==
                   RMSNORM_ROUNDING_RSTD == static_cast<int>(rmsnorm::Rounding::rstd),
               "one numbering of roundings for C and C++");
 
+static_assert(RMSNORM_OK == static_cast<int>(Code::ok) &&
+                  RMSNORM_MISSING == static_cast<int>(Code::missing) &&
+                  RMSNORM_UNEXPECTED == static_cast<int>(Code::unexpected) &&
+                  RMSNORM_INVALID_DTYPE == static_cast<int>(Code::invalid_dtype) &&
+                  RMSNORM_INVALID_RANK == static_cast<int>(Code::invalid_rank) &&
+                  RMSNORM_INVALID_SIZE == static_cast<int>(Code::invalid_size) &&
+                  RMSNORM_INVALID_VALUE == static_cast<int>(Code::invalid_value) &&
+                  RMSNORM_NULL_DATA == static_cast<int>(Code::null_data) &&
+                  RMSNORM_SELF_OVERLAP == static_cast<int>(Code::self_overlap) &&
+                  RMSNORM_OVERLAP == static_cast<int>(Code::overlap) &&
+                  RMSNORM_ISA_UNAVAILABLE == static_cast<int>(Code::isa_unavailable) &&
+                  RMSNORM_CUDA_ERROR == static_cast<int>(Code::cuda_error) &&
+                  RMSNORM_CUDA_UNAVAILABLE == static_cast<int>(Code::cuda_unavailable),
+              "one numbering of codes for C and C++");
+static_assert(RMSNORM_CUDA_CURRENT_DEVICE == rmsnorm::cuda::current_device,
+              "one name of the current device for C and C++");
+
 rmsnorm::Tensor to_tensor(const rmsnorm_tensor& t) {
   rmsnorm::Tensor result;
   result.data = t.data;
@@ -32,7 +50,46 @@ rmsnorm::Tensor to_tensor(const rmsnorm_tensor& t) {
 }
 
 rmsnorm_status to_status(rmsnorm::Status s) {
-  return {static_cast<int32_t>(s.code), static_cast<int32_t>(s.argument)};
+  return {static_cast<int32_t>(s.code), static_cast<int32_t>(s.argument), s.cuda_error};
+}
+
+rmsnorm::ForwardParams to_params(const rmsnorm_forward_params& p) {
+  rmsnorm::ForwardParams params;
+  params.x = to_tensor(p.x);
+  params.residual = to_tensor(p.residual);
+  params.weight = to_tensor(p.weight);
+  params.bias = to_tensor(p.bias);
+  params.mean_square = to_tensor(p.mean_square);
+  params.y = to_tensor(p.y);
+  params.residual_out = to_tensor(p.residual_out);
+  params.rstd = to_tensor(p.rstd);
+  params.axis = p.axis;
+  params.rounding = static_cast<rmsnorm::Rounding>(p.rounding);
+  params.eps = p.eps;
+  params.weight_offset = p.weight_offset;
+  params.partial = p.partial;
+  params.round_residual = p.round_residual != 0;
+  return params;
+}
+
+rmsnorm::MeanSquareParams to_params(const rmsnorm_mean_square_params& p) {
+  rmsnorm::MeanSquareParams params;
+  params.x = to_tensor(p.x);
+  params.mean_square = to_tensor(p.mean_square);
+  params.axis = p.axis;
+  params.partial = p.partial;
+  return params;
+}
+
+cudaStream_t to_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
+
+rmsnorm::cuda::LaunchOptions to_options(const rmsnorm_cuda_launch_options* o) {
+  rmsnorm::cuda::LaunchOptions options;
+  if (o == nullptr) return options;
+  options.device = o->device;
+  options.programmatic = o->programmatic != 0;
+  options.constant_weight = o->constant_weight != 0;
+  return options;
 }
 
 rmsnorm_tensor absent() {
@@ -87,36 +144,37 @@ rmsnorm_tensor rmsnorm_matrix(const void* data, int32_t dtype, int64_t rows, int
 
 rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_begin,
                                    int64_t row_end) {
-  rmsnorm::ForwardParams params;
-  params.x = to_tensor(p->x);
-  params.residual = to_tensor(p->residual);
-  params.weight = to_tensor(p->weight);
-  params.bias = to_tensor(p->bias);
-  params.mean_square = to_tensor(p->mean_square);
-  params.y = to_tensor(p->y);
-  params.residual_out = to_tensor(p->residual_out);
-  params.rstd = to_tensor(p->rstd);
-  params.axis = p->axis;
-  params.rounding = static_cast<rmsnorm::Rounding>(p->rounding);
-  params.eps = p->eps;
-  params.weight_offset = p->weight_offset;
-  params.partial = p->partial;
-  params.round_residual = p->round_residual != 0;
-  return to_status(rmsnorm::cpu::forward(params, row_begin, row_end));
+  return to_status(rmsnorm::cpu::forward(to_params(*p), row_begin, row_end));
 }
 
 rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
                                        int64_t row_end) {
-  rmsnorm::MeanSquareParams params;
-  params.x = to_tensor(p->x);
-  params.mean_square = to_tensor(p->mean_square);
-  params.axis = p->axis;
-  params.partial = p->partial;
-  return to_status(rmsnorm::cpu::mean_square(params, row_begin, row_end));
+  return to_status(rmsnorm::cpu::mean_square(to_params(*p), row_begin, row_end));
+}
+
+void rmsnorm_cuda_launch_options_init(rmsnorm_cuda_launch_options* options) {
+  const rmsnorm::cuda::LaunchOptions defaults;
+  options->device = defaults.device;
+  options->programmatic = defaults.programmatic ? 1 : 0;
+  options->constant_weight = defaults.constant_weight ? 1 : 0;
+}
+
+rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_params* p, void* stream,
+                                    const rmsnorm_cuda_launch_options* options) {
+  return to_status(rmsnorm::cuda::forward(to_params(*p), to_stream(stream), to_options(options)));
+}
+
+rmsnorm_status rmsnorm_cuda_mean_square(const rmsnorm_mean_square_params* p, void* stream,
+                                        const rmsnorm_cuda_launch_options* options) {
+  return to_status(
+      rmsnorm::cuda::mean_square(to_params(*p), to_stream(stream), to_options(options)));
 }
 
 const char* rmsnorm_status_text(rmsnorm_status s) {
-  return rmsnorm::text(static_cast<Code>(s.code));
+  rmsnorm::Status status;
+  status.code = static_cast<Code>(s.code);
+  status.cuda_error = s.cuda_error;
+  return rmsnorm::cuda::error_text(status);
 }
 
 const char* rmsnorm_argument_name(rmsnorm_status s) {

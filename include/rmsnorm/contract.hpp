@@ -27,6 +27,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "version.hpp"
 
@@ -91,8 +92,12 @@ struct BasicTensor {
 
   constexpr bool present() const { return rank >= 0; }
 
-  constexpr operator BasicTensor<const void>() const {
-    BasicTensor<const void> t;
+  // From Tensor to ConstTensor.
+  template <class Target,
+            class = typename std::enable_if<!std::is_same<Target, Void>::value &&
+                                            std::is_same<Target, const void>::value>::type>
+  constexpr operator BasicTensor<Target>() const {
+    BasicTensor<Target> t;
     t.data = data;
     t.dtype = dtype;
     t.rank = rank;
@@ -199,21 +204,24 @@ enum class Argument : std::int32_t {
 
 enum class Code : std::int32_t {
   ok = 0,
-  missing,          // a tensor that the operation needs is absent
-  unexpected,       // a tensor or option that has no meaning here was given
-  invalid_dtype,    // not one of the four, or not the one that this argument must have
-  invalid_rank,     // rank above max_rank, or below what the operation needs
-  invalid_size,     // negative, or not the size that x asks for
-  invalid_value,    // NaN, infinite, negative or out of the option's range
-  null_data,        // no memory behind a tensor that has elements
-  self_overlap,     // elements of an output share memory, or its dimensions interleave
-  overlap,          // an output shares memory with another tensor other than as an exact alias
-  isa_unavailable,  // this CPU (or this build) cannot run the instruction set that was asked for
+  missing,           // a tensor that the operation needs is absent
+  unexpected,        // a tensor or option that has no meaning here was given
+  invalid_dtype,     // not one of the four, or not the one that this argument must have
+  invalid_rank,      // rank above max_rank, or below what the operation needs
+  invalid_size,      // negative, or not the size that x asks for
+  invalid_value,     // NaN, infinite, negative or out of the option's range
+  null_data,         // no memory behind a tensor that has elements
+  self_overlap,      // elements of an output share memory, or its dimensions interleave
+  overlap,           // an output shares memory with another tensor other than as an exact alias
+  isa_unavailable,   // this CPU (or this build) cannot run the instruction set that was asked for
+  cuda_error,        // a CUDA call failed: Status::cuda_error says which way
+  cuda_unavailable,  // this build has no CUDA
 };
 
 struct Status {
   Code code = Code::ok;
   Argument argument = Argument::none;
+  std::int32_t cuda_error = 0;  // the cudaError_t of Code::cuda_error
 
   constexpr bool ok() const { return code == Code::ok; }
 };
@@ -265,6 +273,8 @@ constexpr const char* text(Code c) {
     case Code::overlap:
       return "is an output that overlaps another tensor other than as its exact alias";
     case Code::isa_unavailable: return "is an instruction set that cannot run here";
+    case Code::cuda_error: return "a CUDA call failed";
+    case Code::cuda_unavailable: return "this build has no CUDA";
   }
   return "unknown status";
 }

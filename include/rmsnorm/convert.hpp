@@ -6,12 +6,13 @@
 #include <cstring>
 
 #include "contract.hpp"
+#include "host_device.hpp"
 
 namespace rmsnorm {
 namespace detail {
 
 template <class To, class From>
-inline To bit_cast(From from) {
+RMSNORM_HOST_DEVICE inline To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
   To to;
   std::memcpy(&to, &from, sizeof(To));
@@ -28,7 +29,7 @@ struct Float16Layout {
 };
 
 template <int mantissa>
-inline std::uint16_t narrow_to_16(double value) {
+RMSNORM_HOST_DEVICE inline std::uint16_t narrow_to_16(double value) {
   using Layout = Float16Layout<mantissa>;
   const std::uint64_t bits = bit_cast<std::uint64_t>(value);
   const std::uint32_t sign = static_cast<std::uint32_t>(bits >> 48) & 0x8000u;
@@ -55,7 +56,7 @@ inline std::uint16_t narrow_to_16(double value) {
                                             static_cast<std::uint32_t>(rounded)));
 }
 
-inline float widen(float16 value) {
+RMSNORM_HOST_DEVICE inline float widen(float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) {
@@ -68,31 +69,33 @@ inline float widen(float16 value) {
   return bit_cast<float>(sign | bit_cast<std::uint32_t>(scaled));
 }
 
-inline float widen(bfloat16 value) {
+RMSNORM_HOST_DEVICE inline float widen(bfloat16 value) {
   return bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
+RMSNORM_HOST_DEVICE inline float widen(float value) { return value; }
+RMSNORM_HOST_DEVICE inline double widen(double value) { return value; }
 
 template <class T>
 struct narrow;
 
 template <>
 struct narrow<float16> {
-  static float16 from(double value) { return float16{narrow_to_16<10>(value)}; }
+  RMSNORM_HOST_DEVICE static float16 from(double value) { return float16{narrow_to_16<10>(value)}; }
 };
 template <>
 struct narrow<bfloat16> {
-  static bfloat16 from(double value) { return bfloat16{narrow_to_16<7>(value)}; }
+  RMSNORM_HOST_DEVICE static bfloat16 from(double value) {
+    return bfloat16{narrow_to_16<7>(value)};
+  }
 };
 template <>
 struct narrow<float> {
-  static float from(double value) { return static_cast<float>(value); }
+  RMSNORM_HOST_DEVICE static float from(double value) { return static_cast<float>(value); }
 };
 template <>
 struct narrow<double> {
-  static double from(double value) { return value; }
+  RMSNORM_HOST_DEVICE static double from(double value) { return value; }
 };
 
 }  // namespace detail

@@ -10,7 +10,8 @@
  *   p.weight = rmsnorm_vector(weight, RMSNORM_F32, n);
  *   p.y = rmsnorm_matrix(y, RMSNORM_F32, rows, n, n);
  *   rmsnorm_status s = rmsnorm_cpu_forward(&p, 0, rows);
- *   if (s.code != 0) fprintf(stderr, "%s %s\n", rmsnorm_argument_name(s), rmsnorm_status_text(s));
+ *   if (s.code != RMSNORM_OK)
+ *     fprintf(stderr, "%s %s\n", rmsnorm_argument_name(s), rmsnorm_status_text(s));
  */
 #ifndef RMSNORM_RMSNORM_H
 #define RMSNORM_RMSNORM_H
@@ -27,6 +28,22 @@ enum { RMSNORM_ROUNDING_ONCE = 0, RMSNORM_ROUNDING_BEFORE_WEIGHT = 1, RMSNORM_RO
 
 enum { RMSNORM_MAX_RANK = 8 };
 
+enum {
+  RMSNORM_OK = 0,
+  RMSNORM_MISSING = 1,
+  RMSNORM_UNEXPECTED = 2,
+  RMSNORM_INVALID_DTYPE = 3,
+  RMSNORM_INVALID_RANK = 4,
+  RMSNORM_INVALID_SIZE = 5,
+  RMSNORM_INVALID_VALUE = 6,
+  RMSNORM_NULL_DATA = 7,
+  RMSNORM_SELF_OVERLAP = 8,
+  RMSNORM_OVERLAP = 9,
+  RMSNORM_ISA_UNAVAILABLE = 10,
+  RMSNORM_CUDA_ERROR = 11,
+  RMSNORM_CUDA_UNAVAILABLE = 12
+};
+
 /* A view of memory that the caller owns: strides in elements, of any sign; a rank of -1 is an
  * absent tensor. Inputs are not written. */
 typedef struct rmsnorm_tensor {
@@ -38,8 +55,9 @@ typedef struct rmsnorm_tensor {
 } rmsnorm_tensor;
 
 typedef struct rmsnorm_status {
-  int32_t code;     /* 0: success */
-  int32_t argument; /* what the code speaks of */
+  int32_t code;       /* RMSNORM_OK: success */
+  int32_t argument;   /* what the code speaks of */
+  int32_t cuda_error; /* the cudaError_t of RMSNORM_CUDA_ERROR */
 } rmsnorm_status;
 
 typedef struct rmsnorm_forward_params {
@@ -80,8 +98,24 @@ rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_
 rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
                                        int64_t row_end);
 
-/* Static strings: what is wrong, with which argument, the version, the instruction set in use
- * (empty where RMSNORM_ISA names one that cannot run here). */
+/* On the GPU, with device memory: see cuda.cuh. All rows are computed, by one kernel on the stream
+ * (a cudaStream_t; null: the default stream). Null options are those after init. */
+enum { RMSNORM_CUDA_CURRENT_DEVICE = -1 };
+
+typedef struct rmsnorm_cuda_launch_options {
+  int32_t device;          /* RMSNORM_CUDA_CURRENT_DEVICE after init */
+  int32_t programmatic;    /* 0 after init */
+  int32_t constant_weight; /* 0 after init */
+} rmsnorm_cuda_launch_options;
+
+void rmsnorm_cuda_launch_options_init(rmsnorm_cuda_launch_options* options);
+rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_params* p, void* stream,
+                                    const rmsnorm_cuda_launch_options* options);
+rmsnorm_status rmsnorm_cuda_mean_square(const rmsnorm_mean_square_params* p, void* stream,
+                                        const rmsnorm_cuda_launch_options* options);
+
+/* Static strings: what is wrong (CUDA's own text for RMSNORM_CUDA_ERROR), with which argument, the
+ * version, the instruction set in use (empty where RMSNORM_ISA names one that cannot run here). */
 const char* rmsnorm_status_text(rmsnorm_status s);
 const char* rmsnorm_argument_name(rmsnorm_status s);
 const char* rmsnorm_version(void);

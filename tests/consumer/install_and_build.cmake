@@ -1,8 +1,9 @@
 # cmake -DBUILD_DIR=<build tree of rmsnorm> -DWORK_DIR=<scratch> -DGENERATOR= -DC_COMPILER=
-#       -DCXX_COMPILER= [-DFLAGS=] -P install_and_build.cmake
+#       -DCXX_COMPILER= [-DFLAGS=] [-DCUDA=ON] -P install_and_build.cmake
 #
 # Installs rmsnorm into a fresh prefix, moves the prefix, and builds and runs the project beside this
-# file against it, without optimisation: a build that the unit tests do not make.
+# file against it, without optimisation: a build that the unit tests do not make. CUDA adds a program that
+# the nvcc of the build tree compiles.
 cmake_minimum_required(VERSION 3.18...4.0)
 
 function(run)
@@ -14,6 +15,15 @@ function(run)
   endif()
 endfunction()
 
+set(cuda)
+if(CUDA)
+  load_cache(${BUILD_DIR} READ_WITH_PREFIX tree_ CMAKE_CUDA_COMPILER CUDA_CUDART)
+  set(cuda -DCONSUMER_CUDA=ON -DCMAKE_CUDA_COMPILER=${tree_CMAKE_CUDA_COMPILER}
+      -DCUDA_CUDART=${tree_CUDA_CUDART})
+  # As in cmake/cuda.cmake.
+  get_filename_component(libraries ${tree_CUDA_CUDART} DIRECTORY)
+  set(ENV{LIBRARY_PATH} "${libraries}:$ENV{LIBRARY_PATH}")
+endif()
 file(REMOVE_RECURSE ${WORK_DIR})
 run(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/installed)
 # Nothing in the installation may point to where it was made.
@@ -21,6 +31,6 @@ file(RENAME ${WORK_DIR}/installed ${WORK_DIR}/moved)
 run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK_DIR}/build -G ${GENERATOR}
     -DCMAKE_C_COMPILER=${C_COMPILER}
     -DCMAKE_CXX_COMPILER=${CXX_COMPILER} -DCMAKE_C_FLAGS=${FLAGS} -DCMAKE_CXX_FLAGS=${FLAGS}
-    -DCMAKE_PREFIX_PATH=${WORK_DIR}/moved)
+    -DCMAKE_PREFIX_PATH=${WORK_DIR}/moved ${cuda})
 run(${CMAKE_COMMAND} --build ${WORK_DIR}/build)
 run(${CMAKE_CTEST_COMMAND} --test-dir ${WORK_DIR}/build --output-on-failure --no-tests=error)

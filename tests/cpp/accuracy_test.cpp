@@ -7,17 +7,15 @@
 
 #include "case_grid.hpp"
 #include "formula.hpp"
-#include "instruction_sets.hpp"
+#include "implementations.hpp"
 
 namespace rmsnorm_test {
 namespace {
 
-// The contract gives no number for rstd; its part of y's 2.75 and 4 ulp is at most this.
-double rstd_budget(const Case& c) { return c.computes_in_double() ? 2.5 : 1.5; }
-
-Errors expect_within_budget(const Case& c, ForwardProblem& problem, Isa isa = Isa::scalar) {
+Errors expect_within_budget(const Case& c, ForwardProblem& problem,
+                            const Implementation& f = implementations().front()) {
   const Inputs in = problem.inputs();  // before an output may overwrite them
-  const Errors errors = errors_of(c, in, problem.run(isa));
+  const Errors errors = errors_of(c, in, f.run(problem));
   // The contract's budget of y is for these; what the others round is in formula_test.cpp.
   if (c.rounding == Rounding::once && !c.bias.present) {
     EXPECT_LE(errors.y, y_budget(c)) << describe(c);
@@ -58,7 +56,7 @@ TEST(Accuracy, OfLongRows) {
       c.x = c.weight = c.y = tensor(t);
       c.rstd = tensor(c.rstd_type());
       ForwardProblem problem(c, static_cast<std::uint64_t>(n));
-      expect_within_budget(c, problem, available_isas().back());
+      expect_within_budget(c, problem, implementations().back());
     }
   }
 }
@@ -81,7 +79,7 @@ TEST(Accuracy, OfConstantRows) {
         const double value = 1.5 + random.symmetric() / 2;
         for (std::int64_t k = 0; k < n; ++k) problem.x.set(k, value);
         problem.keep();
-        expect_within_budget(c, problem, available_isas().back());
+        expect_within_budget(c, problem, implementations().back());
         if (HasFailure()) return;
       }
     }
@@ -103,7 +101,7 @@ TEST(Accuracy, OfUnbalancedRows) {
         }
         problem.x.set(heavy, 1.7);
         problem.keep();
-        for (const Isa isa : available_isas()) expect_within_budget(c, problem, isa);
+        for (const Implementation& f : implementations()) expect_within_budget(c, problem, f);
       }
     }
   }

@@ -119,11 +119,42 @@ static void errors_have_names(void) {
   CHECK(y[0] != 0);
 }
 
+/* Without a GPU: what is wrong with the parameters comes first, then what is wrong with the
+ * machine, here that no machine has so many devices. */
+static void cuda_says_what_is_wrong(void) {
+  double x[4] = {1, 2, 3, 4}, y[4] = {0, 0, 0, 0};
+  rmsnorm_forward_params p;
+  rmsnorm_mean_square_params m;
+  rmsnorm_cuda_launch_options options;
+  rmsnorm_status s;
+  rmsnorm_forward_params_init(&p);
+  rmsnorm_mean_square_params_init(&m);
+  s = rmsnorm_cuda_forward(&p, NULL, NULL);
+  CHECK(s.code == RMSNORM_MISSING && strcmp(rmsnorm_argument_name(s), "x") == 0);
+  s = rmsnorm_cuda_mean_square(&m, NULL, NULL);
+  CHECK(s.code == RMSNORM_MISSING && s.cuda_error == 0);
+  rmsnorm_cuda_launch_options_init(&options);
+  CHECK(options.device == RMSNORM_CUDA_CURRENT_DEVICE);
+  CHECK(options.programmatic == 0 && options.constant_weight == 0);
+  options.device = 1000;
+  p.x = rmsnorm_vector(x, RMSNORM_F64, 4);
+  p.y = rmsnorm_vector(y, RMSNORM_F64, 4);
+  s = rmsnorm_cuda_forward(&p, NULL, &options);
+  CHECK(s.code == RMSNORM_CUDA_ERROR || s.code == RMSNORM_CUDA_UNAVAILABLE);
+  CHECK((s.code == RMSNORM_CUDA_ERROR) == (s.cuda_error != 0));
+  CHECK(strlen(rmsnorm_status_text(s)) > 0 && strlen(rmsnorm_argument_name(s)) == 0);
+  m.x = rmsnorm_matrix(x, RMSNORM_F64, 1, 4, 4);
+  m.mean_square = rmsnorm_vector(y, RMSNORM_F64, 1);
+  CHECK(rmsnorm_cuda_mean_square(&m, NULL, &options).code == s.code);
+  CHECK(y[0] == 0);
+}
+
 int main(void) {
   forward_matches_the_formula();
   options_arrive();
   mean_square_of_a_part();
   errors_have_names();
+  cuda_says_what_is_wrong();
   CHECK(strlen(rmsnorm_version()) >= 5);
   CHECK(strlen(rmsnorm_cpu_isa()) > 0);
   printf("C interface of rmsnorm %s on %s: %d failures\n", rmsnorm_version(), rmsnorm_cpu_isa(),

@@ -1,8 +1,8 @@
 #include "case_grid.hpp"
 
+#include <cstdlib>
+#include <cstring>
 #include <utility>
-
-#include "instruction_sets.hpp"
 
 namespace rmsnorm_test {
 namespace {
@@ -132,6 +132,11 @@ std::vector<Case> sample(std::vector<Case> cases, std::size_t every) {
 }
 
 }  // namespace
+
+bool grid_is_small() {
+  const char* grid = std::getenv("RMSNORM_TEST_GRID");
+  return grid != nullptr && std::strcmp(grid, "small") == 0;
+}
 
 std::vector<Case> shape_cases() {
   constexpr std::int64_t lengths[] = {1,    2,    3,    4,    5,    7,    8,    9,    15,  16,

@@ -8,6 +8,9 @@
 
 namespace rmsnorm_test {
 
+// RMSNORM_TEST_GRID=small: a sample of the cases, for emulators.
+bool grid_is_small();
+
 // Every row length around the block and vector sizes, 0 to 17 rows, dtypes and options taking
 // turns.
 std::vector<Case> shape_cases();

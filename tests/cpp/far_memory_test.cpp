@@ -1,6 +1,7 @@
 // Offsets beyond 2^31 elements and 2^32 bytes, in address space of which only a few pages are used.
 #include <gtest/gtest.h>
 
+#include "case_grid.hpp"
 #include "forward_problem.hpp"
 #include "instruction_sets.hpp"
 

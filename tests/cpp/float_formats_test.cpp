@@ -1,6 +1,7 @@
 // Conversions: the tests' own, and through forward those of every instruction set, over all bit
 // patterns of the 16-bit formats and all places where rounding turns.
 #include "float_formats.hpp"
+#include "case_grid.hpp"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "case_grid.hpp"
-#include "instruction_sets.hpp"
+#include "implementations.hpp"
 
 namespace rmsnorm_test {
 namespace {
@@ -16,12 +16,12 @@ std::vector<double> values(DType t, const std::vector<std::uint64_t>& bits) {
   return v;
 }
 
-void expect_formula(const Case& c, Isa isa) {
+void expect_formula(const Case& c, const Implementation& f) {
   Case with_rstd = c;
   if (!c.rstd.present) with_rstd.rstd = tensor(c.rstd_type());
   ForwardProblem problem(with_rstd);
   const Inputs in = problem.inputs();
-  const Results got = problem.run(isa);
+  const Results got = f.run(problem);
   Results expected = emulate(with_rstd, in, values(with_rstd.rstd.dtype, got.rstd));
   expected.rstd = got.rstd;
   if (c.mean_square.present) {
@@ -32,15 +32,16 @@ void expect_formula(const Case& c, Isa isa) {
           << describe(c);
     }
   }
-  expect_same(with_rstd, expected, got, name(isa));
+  expect_same(with_rstd, expected, got, f.name);
   if (c.rstd.present) return;
   expected.rstd.clear();
-  expect_same(c, expected, ForwardProblem(c).run(isa), name(isa));
+  ForwardProblem unasked(c);
+  expect_same(c, expected, f.run(unasked), f.name);
 }
 
 TEST(Formula, HoldsOverTheGrid) {
   for (const Case& c : all_cases()) {
-    expect_formula(c, Isa::scalar);
+    expect_formula(c, implementations().front());
     if (HasFailure()) break;
   }
 }
@@ -52,8 +53,8 @@ TEST(Formula, HoldsForEveryMixOfDtypes) {
   for (const DType t : all_dtypes) any.push_back(tensor(t));
   std::vector<TensorSpec> optional = any;
   optional.push_back(TensorSpec{});
-  const std::vector<Isa> isas = available_isas();
-  const int every = grid_is_small() ? 211 : 1;
+  const std::vector<Implementation>& all = implementations();
+  const int every = grid_is_small() ? 211 : sampling();
   int turn = 0;
   Case c;
   c.sizes = {2, 37};
@@ -77,7 +78,7 @@ TEST(Formula, HoldsForEveryMixOfDtypes) {
                 c.round_residual = turn % 5 != 0;
                 c.weight_offset = weight.present && turn % 7 == 0 ? 1 : 0;
                 c.rstd = tensor(c.rstd_type());
-                expect_formula(c, isas[static_cast<std::size_t>(turn) % isas.size()]);
+                expect_formula(c, all[static_cast<std::size_t>(turn) % all.size()]);
                 if (HasFailure()) return;
               }
             }
@@ -98,7 +99,7 @@ TEST(Formula, HoldsForOddWeightOffsets) {
         c.x = c.weight = c.y = tensor(t);
         c.weight_offset = offset;
         c.rounding = rounding;
-        for (const Isa isa : available_isas()) expect_formula(c, isa);
+        for (const Implementation& f : implementations()) expect_formula(c, f);
       }
     }
   }
@@ -125,11 +126,11 @@ TEST(Formula, KeepsTheSignOfZero) {
           }
           problem.keep();
           const Inputs in = problem.inputs();
-          for (const Isa isa : available_isas()) {
-            const Results got = problem.run(isa);
+          for (const Implementation& f : implementations()) {
+            const Results got = f.run(problem);
             Results expected = emulate(c, in, values(c.rstd.dtype, got.rstd));
             expected.rstd = got.rstd;
-            expect_same(c, expected, got, name(isa));
+            expect_same(c, expected, got, f.name);
           }
         }
       }

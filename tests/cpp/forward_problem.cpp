@@ -165,11 +165,21 @@ ForwardProblem::ForwardProblem(const Case& c, std::uint64_t seed) : case_(c) {
   keep();
 }
 
-void ForwardProblem::keep() {
+std::vector<GuardedTensor*> ForwardProblem::memories() {
+  std::vector<GuardedTensor*> present;
   for (GuardedTensor* t :
        {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
-    if (t->present()) t->remember();
+    if (t->present()) present.push_back(t);
   }
+  return present;
+}
+
+void ForwardProblem::keep() {
+  for (GuardedTensor* t : memories()) t->remember();
+}
+
+void ForwardProblem::restore() {
+  for (GuardedTensor* t : memories()) t->restore();
 }
 
 GuardedTensor& ForwardProblem::y_memory() {
@@ -207,26 +217,33 @@ Inputs ForwardProblem::inputs() const {
 }
 
 Results ForwardProblem::run(Isa isa, const std::vector<Range>& row_ranges) {
-  for (GuardedTensor* t :
-       {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
-    if (t->present()) t->restore();
-  }
+  restore();
   const rmsnorm::ForwardParams p = params();
   for (const Range& r : row_ranges) {
     const rmsnorm::Status status = rmsnorm::cpu::forward(p, r.first, r.second, isa);
     EXPECT_TRUE(status.ok()) << rmsnorm::name(status.argument) << ' ' << text(status.code) << "; "
                              << rmsnorm::cpu::name(isa) << ' ' << describe(case_);
   }
+  return collect(row_ranges, rmsnorm::cpu::name(isa));
+}
+
+Results ForwardProblem::run(const Compute& compute, const std::string& what) {
+  restore();
+  const rmsnorm::Status status = compute(params());
+  EXPECT_TRUE(status.ok()) << rmsnorm::name(status.argument) << ' ' << text(status.code) << "; "
+                           << what << ' ' << describe(case_);
+  return collect({{0, case_.rows()}}, what);
+}
+
+Results ForwardProblem::collect(const std::vector<Range>& row_ranges, const std::string& what) {
   const std::vector<Range> elements = elements_of(row_ranges, case_.n());
-  for (GuardedTensor* t :
-       {&x, &residual, &weight, &bias, &mean_square, &y_, &residual_out_, &rstd_}) {
-    if (!t->present()) continue;
+  for (GuardedTensor* t : memories()) {
     const bool written = t == &y_memory() || t == &residual_out_memory();
     const std::vector<Range> allowed = written       ? elements
                                        : t == &rstd_ ? row_ranges
                                                      : std::vector<Range>{};
     EXPECT_FALSE(t->written_outside(allowed))
-        << rmsnorm::cpu::name(isa) << " wrote outside of its outputs; " << describe(case_);
+        << what << " wrote outside of its outputs; " << describe(case_);
   }
   return results();
 }

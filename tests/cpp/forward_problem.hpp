@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -99,10 +100,19 @@ class ForwardProblem {
   Results run(Isa isa, const std::vector<Range>& row_ranges);
   Results run(Isa isa) { return run(isa, {{0, case_.rows()}}); }
 
+  // The same for another way to compute forward on all rows; `what` names it in failures.
+  using Compute = std::function<rmsnorm::Status(const rmsnorm::ForwardParams&)>;
+  Results run(const Compute& compute, const std::string& what);
+
+  // The memory of all tensors.
+  std::vector<GuardedTensor*> memories();
+
   // The outputs as they are.
   Results results();
 
  private:
+  void restore();
+  Results collect(const std::vector<Range>& row_ranges, const std::string& what);
   GuardedTensor& y_memory();
   GuardedTensor& residual_out_memory();
 

@@ -53,6 +53,10 @@ class GuardedTensor {
   std::int64_t count() const { return static_cast<std::int64_t>(places_.size()); }
   rmsnorm::Tensor view() const;
 
+  // All of its memory, canaries included.
+  unsigned char* memory() const { return memory_.get(); }
+  std::size_t bytes() const { return bytes_; }
+
   // Elements by their row-major position.
   std::uint64_t bits(std::int64_t i) const { return load_bits(dtype_, at(i)); }
   void set_bits(std::int64_t i, std::uint64_t bits) { store_bits(dtype_, at(i), bits); }

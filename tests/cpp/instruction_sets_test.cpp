@@ -8,6 +8,8 @@
 #include <sstream>
 #include <string>
 
+#include "case_grid.hpp"
+
 namespace rmsnorm_test {
 
 using rmsnorm::cpu::Isa;

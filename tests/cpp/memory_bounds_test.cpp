@@ -4,6 +4,7 @@
 
 #include <new>
 
+#include "case_grid.hpp"
 #include "forward_problem.hpp"
 #include "instruction_sets.hpp"
 

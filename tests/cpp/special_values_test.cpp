@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "formula.hpp"
-#include "instruction_sets.hpp"
+#include "implementations.hpp"
 
 namespace rmsnorm_test {
 namespace {
@@ -29,11 +29,11 @@ TEST(SpecialValues, ANanMakesItsRowNan) {
       ForwardProblem problem(c);
       problem.x.set(place, NAN);
       problem.keep();
-      for (const Isa isa : available_isas()) {
-        const Results got = problem.run(isa);
-        EXPECT_TRUE(is_nan(c.rstd.dtype, got.rstd[0])) << name(isa) << ' ' << describe(c);
+      for (const Implementation& f : implementations()) {
+        const Results got = f.run(problem);
+        EXPECT_TRUE(is_nan(c.rstd.dtype, got.rstd[0])) << f.name << ' ' << describe(c);
         for (const std::uint64_t y : got.y) {
-          ASSERT_TRUE(is_nan(t, y) && !is_signalling_nan(t, y)) << name(isa) << ' ' << describe(c);
+          ASSERT_TRUE(is_nan(t, y) && !is_signalling_nan(t, y)) << f.name << ' ' << describe(c);
         }
       }
     }
@@ -47,11 +47,11 @@ TEST(SpecialValues, ANanBeyondThePartIsAloneInItsRow) {
     ForwardProblem problem(c);
     problem.x.set(39, NAN);  // ceil(38.5) elements count: 0 ... 38
     problem.keep();
-    for (const Isa isa : available_isas()) {
-      const Results got = problem.run(isa);
+    for (const Implementation& f : implementations()) {
+      const Results got = f.run(problem);
       EXPECT_FALSE(is_nan(c.rstd.dtype, got.rstd[0]));
       for (std::int64_t i = 0; i < n; ++i) {
-        ASSERT_EQ(is_nan(t, got.y[static_cast<std::size_t>(i)]), i == 39) << name(isa) << ' ' << i;
+        ASSERT_EQ(is_nan(t, got.y[static_cast<std::size_t>(i)]), i == 39) << f.name << ' ' << i;
       }
     }
   }
@@ -64,13 +64,12 @@ TEST(SpecialValues, AnInfinityTurnsTheOthersToZero) {
     ForwardProblem problem(c);
     problem.x.set(50, -infinity);
     problem.keep();
-    for (const Isa isa : available_isas()) {
-      const Results got = problem.run(isa);
+    for (const Implementation& f : implementations()) {
+      const Results got = f.run(problem);
       EXPECT_EQ(decode(c.rstd.dtype, got.rstd[0]), 0.0);
       for (std::int64_t i = 0; i < n; ++i) {
         const double y = decode(t, got.y[static_cast<std::size_t>(i)]);
-        ASSERT_TRUE(i == 50 ? std::isnan(y) : y == 0)
-            << name(isa) << ' ' << i << ' ' << describe(c);
+        ASSERT_TRUE(i == 50 ? std::isnan(y) : y == 0) << f.name << ' ' << i << ' ' << describe(c);
       }
     }
   }
@@ -84,8 +83,8 @@ TEST(SpecialValues, ARowOfZeros) {
       ForwardProblem problem(c);
       for (std::int64_t i = 0; i < n; ++i) problem.x.set(i, i % 2 == 0 ? 0.0 : -0.0);
       problem.keep();
-      for (const Isa isa : available_isas()) {
-        const Results got = problem.run(isa);
+      for (const Implementation& f : implementations()) {
+        const Results got = f.run(problem);
         const double rstd = decode(c.rstd.dtype, got.rstd[0]);
         if (eps == 0) {
           EXPECT_EQ(rstd, infinity);
@@ -95,7 +94,7 @@ TEST(SpecialValues, ARowOfZeros) {
         for (std::int64_t i = 0; i < n; ++i) {
           const double y = decode(t, got.y[static_cast<std::size_t>(i)]);
           ASSERT_TRUE(eps == 0 ? std::isnan(y) : y == 0 && std::signbit(y) == (i % 2 != 0))
-              << name(isa) << ' ' << describe(c);
+              << f.name << ' ' << describe(c);
         }
       }
     }
@@ -114,12 +113,12 @@ TEST(SpecialValues, DenormalsAreNumbers) {
       problem.weight.set(i, 1);
     }
     problem.keep();
-    for (const Isa isa : available_isas()) {
-      const Results got = problem.run(isa);
+    for (const Implementation& f : implementations()) {
+      const Results got = f.run(problem);
       for (std::int64_t i = 0; i < n; ++i) {
         ASSERT_EQ(decode(t, got.y[static_cast<std::size_t>(i)]),
                   least * static_cast<double>(i - 38))
-            << name(isa) << ' ' << describe(c);
+            << f.name << ' ' << describe(c);
       }
     }
   }
@@ -135,11 +134,11 @@ TEST(SpecialValues, OutputsBeyondTheRangeAreInfinite) {
       problem.weight.set(i, 3.4e38);
     }
     problem.keep();
-    for (const Isa isa : available_isas()) {
-      const Results got = problem.run(isa);
+    for (const Implementation& f : implementations()) {
+      const Results got = f.run(problem);
       for (std::int64_t i = 0; i < n; ++i) {
         const double y = decode(t, got.y[static_cast<std::size_t>(i)]);
-        ASSERT_EQ(y, i % 2 == 0 ? infinity : -infinity) << name(isa) << ' ' << describe(c);
+        ASSERT_EQ(y, i % 2 == 0 ? infinity : -infinity) << f.name << ' ' << describe(c);
       }
     }
   }
@@ -156,11 +155,11 @@ TEST(SpecialValues, GivenMeanSquaresMayBeAnything) {
       for (std::int64_t i = 0; i < n; ++i) problem.x.set(i, static_cast<double>(i));
       problem.keep();
       const double expected = 1 / std::sqrt(mean_square);
-      for (const Isa isa : available_isas()) {
-        const Results got = problem.run(isa);
+      for (const Implementation& f : implementations()) {
+        const Results got = f.run(problem);
         const double rstd = decode(c.rstd.dtype, got.rstd[0]);
         EXPECT_TRUE(std::isnan(expected) ? std::isnan(rstd) : rstd == expected)
-            << name(isa) << ' ' << rstd << ' ' << describe(c);
+            << f.name << ' ' << rstd << ' ' << describe(c);
       }
     }
   }
@@ -188,9 +187,8 @@ TEST(SpecialValues, EmptyTensors) {
       }
       p.residual = p.x;
       p.residual_out = p.y;
-      const std::int64_t rows = rmsnorm::row_count(p.x, p.axis);
-      for (const Isa isa : available_isas()) {
-        EXPECT_TRUE(rmsnorm::cpu::forward(p, 0, rows, isa).ok()) << name(isa);
+      for (const Implementation& f : implementations()) {
+        EXPECT_TRUE(f.forward(p).ok()) << f.name;
       }
     }
   }
@@ -204,14 +202,13 @@ TEST(SpecialValues, StridesOfSizeOneMayBeAnything) {
       c.sizes = {1, 1, 40, 1};
       c.axis = 1;
       ForwardProblem problem(c);
-      const Results expected = problem.run(Isa::scalar);
-      rmsnorm::ForwardParams p = problem.params();
-      for (const int d : {0, 1, 3}) p.x.strides[d] = p.y.strides[d] = stride;
-      p.weight.strides[0] = p.weight.strides[2] = p.rstd.strides[0] = stride;
-      for (const Isa isa : available_isas()) {
-        problem.run(isa, {});  // fresh outputs
-        ASSERT_TRUE(rmsnorm::cpu::forward(p, 0, 1, isa).ok()) << stride;
-        expect_same(c, expected, problem.results(), name(isa));
+      const Results expected = implementations().front().run(problem);
+      const auto set_strides = [stride](rmsnorm::ForwardParams& p) {
+        for (const int d : {0, 1, 3}) p.x.strides[d] = p.y.strides[d] = stride;
+        p.weight.strides[0] = p.weight.strides[2] = p.rstd.strides[0] = stride;
+      };
+      for (const Implementation& f : implementations()) {
+        expect_same(c, expected, f.run(problem, set_strides), f.name);
       }
     }
   }

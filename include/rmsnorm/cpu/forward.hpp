@@ -187,8 +187,7 @@ class Forward {
     source_.set(cursor, i, source_role_, addend_role_);
     RowScale scale = {unscaled_rstd, 0};
     if (!statistics_.is_safe(v)) {
-      scale = p_.mean_square.present() ? statistics_.rescue_given(v)
-                                       : statistics_.rescue_row(v, &source_);
+      scale = p_.mean_square.present() ? rescue_given<C>(v) : statistics_.rescue_row(v, &source_);
     }
     write_rstd(cursor, i, scale);
     const C rstd = static_cast<C>(rounded_rstd(scale.rstd));

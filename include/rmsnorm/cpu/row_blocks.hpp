@@ -3,9 +3,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "kernel_table.hpp"
-#include "row_layout.hpp"
+#include "row_cursor.hpp"
 
 namespace rmsnorm {
 namespace cpu {
@@ -15,6 +16,26 @@ namespace detail {
 template <class Visit>
 inline void for_each_block(std::int64_t n, Visit visit) {
   for (std::int64_t i = 0; i < n; i += block) visit(i, n - i < block ? n - i : block);
+}
+
+// Copies elements [begin, begin + count) of the row at `row` to packed memory, or back.
+template <class T>
+inline void gather(const RowLayout& layout, const Operand& o, const char* row, std::int64_t begin,
+                   std::int64_t count, void* packed) {
+  char* to = static_cast<char*>(packed);
+  layout.for_each_element(o, begin, count, [&](std::int64_t offset) {
+    std::memcpy(to, row + offset, sizeof(T));
+    to += sizeof(T);
+  });
+}
+template <class T>
+inline void scatter(const RowLayout& layout, const Operand& o, char* row, std::int64_t begin,
+                    std::int64_t count, const void* packed) {
+  const char* from = static_cast<const char*>(packed);
+  layout.for_each_element(o, begin, count, [&](std::int64_t offset) {
+    std::memcpy(row + offset, from, sizeof(T));
+    from += sizeof(T);
+  });
 }
 
 // The row of x, or x + residual, in blocks of the compute type.
@@ -50,10 +71,10 @@ class RowSource {
     const Operand& o = layout_.operand(role);
     const void* from = row + begin * size_in_bytes(o.dtype);
     if (!o.unit) {
-      const auto gather = o.dtype == DType::f64   ? &RowLayout::gather<std::uint64_t>
-                          : o.dtype == DType::f32 ? &RowLayout::gather<std::uint32_t>
-                                                  : &RowLayout::gather<std::uint16_t>;
-      (layout_.*gather)(o, row, begin, count, packed_);
+      const auto gather = o.dtype == DType::f64   ? detail::gather<std::uint64_t>
+                          : o.dtype == DType::f32 ? detail::gather<std::uint32_t>
+                                                  : detail::gather<std::uint16_t>;
+      gather(layout_, o, row, begin, count, packed_);
       from = packed_;
     }
     ops_.widen[static_cast<int>(o.dtype)](from, to, count);
@@ -66,10 +87,10 @@ class RowSource {
       return;
     }
     ops_.narrow[static_cast<int>(o.dtype)](from, packed_, count);
-    const auto scatter = o.dtype == DType::f64   ? &RowLayout::scatter<std::uint64_t>
-                         : o.dtype == DType::f32 ? &RowLayout::scatter<std::uint32_t>
-                                                 : &RowLayout::scatter<std::uint16_t>;
-    (layout_.*scatter)(o, row, begin, count, packed_);
+    const auto scatter = o.dtype == DType::f64   ? detail::scatter<std::uint64_t>
+                         : o.dtype == DType::f32 ? detail::scatter<std::uint32_t>
+                                                 : detail::scatter<std::uint16_t>;
+    scatter(layout_, o, row, begin, count, packed_);
   }
 
   void round(C* v, std::int64_t count, DType t) {

@@ -8,53 +8,12 @@
 #include <limits>
 
 #include "../check.hpp"
+#include "../statistics.hpp"
 #include "row_blocks.hpp"
 
 namespace rmsnorm {
 namespace cpu {
 namespace detail {
-
-// Where mean_square + eps may lie for the row to be computed as it is. Below, squares that
-// underflow could be missed: each costs at most half of the smallest denormal, 2^-150 or 2^-1075,
-// so that at these bounds the relative error of the mean is below 2^-50 or 2^-75. Above, sums
-// overflow.
-template <class C>
-struct SafeRange;
-template <>
-struct SafeRange<float> {
-  static constexpr double least = 0x1p-100, most = 0x1p126;
-};
-template <>
-struct SafeRange<double> {
-  static constexpr double least = 0x1p-1000, most = 0x1p1020;
-};
-
-// 1 / sqrt(v), rounded to C. The root and the quotient in double leave 29 bits for float; for
-// double their errors are removed by a Newton step on the exact residual 1 - v r^2.
-template <class C>
-inline double reciprocal_root(double v) {
-  const double r = 1.0 / std::sqrt(v);
-  if (sizeof(C) == sizeof(float)) return static_cast<double>(static_cast<float>(r));
-  if (!(v >= SafeRange<double>::least && v <= SafeRange<double>::most)) return r;
-  const double square = r * r;
-  const double square_error = std::fma(r, r, -square);
-  const double residual = std::fma(-v, square_error, std::fma(-v, square, 1.0));
-  return std::fma(0.5 * r, residual, r);
-}
-
-// A row is normalised as (x * 2^exponent) * rstd.
-struct RowScale {
-  double rstd;
-  int exponent;
-};
-
-inline bool is_16_bit(DType t) { return size_in_bytes(t) == 2; }
-
-inline std::int64_t statistic_count(std::int64_t n, double partial) {
-  if (partial == 1.0) return n;
-  const std::int64_t k = static_cast<std::int64_t>(std::ceil(partial * static_cast<double>(n)));
-  return k < n ? k : n;
-}
 
 // The statistics of rows that have no kernel, and the exactly scaled second try where squares
 // overflow or underflow.
@@ -93,8 +52,7 @@ class RowStatistics {
       }
     });
     if (!finite || largest == 0) return 0;
-    const double size = static_cast<double>(largest), root_eps = std::sqrt(eps_);
-    return -std::ilogb(size > root_eps ? size : root_eps);
+    return exponent_to_one(static_cast<double>(largest), eps_);
   }
 
   // The scale of a row whose mean_square + eps is outside of the safe range.
@@ -103,13 +61,6 @@ class RowStatistics {
     if (exponent == 0) return {reciprocal_root<C>(v), 0};
     const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
     return {reciprocal_root<C>(scaled), exponent};
-  }
-
-  // With statistics that the caller gives, only 1 / sqrt can leave the range of C.
-  static RowScale rescue_given(double v) {
-    if (!(v > 0.0) || !rmsnorm::detail::is_finite(v)) return {reciprocal_root<C>(v), 0};
-    const int exponent = -std::ilogb(v) / 2;
-    return {reciprocal_root<C>(std::ldexp(v, 2 * exponent)), exponent};
   }
 
   std::int64_t count() const { return count_; }

@@ -1,17 +1,13 @@
-// From tensor views to rows: where each tensor's row starts, how its elements lie within the row,
-// and the walk over the rows of a range.
+// From tensor views to rows: where each tensor's row starts and how its elements lie within the
+// row.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "../check.hpp"
+#include "check.hpp"
 
 namespace rmsnorm {
-namespace cpu {
 namespace detail {
-
-using rmsnorm::detail::TensorRef;
 
 // The tensors of an operation, as indices into RowLayout::operands.
 enum Role : int {
@@ -41,7 +37,7 @@ struct Operand {
 class RowLayout {
  public:
   RowLayout(const TensorRef& x, std::int32_t axis) {
-    const int first = rmsnorm::detail::first_axis(x, axis);
+    const int first = first_axis(x, axis);
     row_rank_ = first;
     inner_rank_ = x.rank - first;
     for (int d = 0; d < first; ++d) row_sizes_[d] = x.sizes[d];
@@ -99,24 +95,38 @@ class RowLayout {
   int row_rank() const { return row_rank_; }
   std::int64_t row_size(int d) const { return row_sizes_[d]; }
 
-  // Copies elements [begin, begin + count) of the row at `row` to packed memory, or back.
-  template <class T>
-  void gather(const Operand& o, const char* row, std::int64_t begin, std::int64_t count,
-              void* packed) const {
-    char* to = static_cast<char*>(packed);
-    for_each_element(o, begin, count, [&](std::int64_t offset) {
-      std::memcpy(to, row + offset, sizeof(T));
-      to += sizeof(T);
-    });
-  }
-  template <class T>
-  void scatter(const Operand& o, char* row, std::int64_t begin, std::int64_t count,
-               const void* packed) const {
-    const char* from = static_cast<const char*>(packed);
-    for_each_element(o, begin, count, [&](std::int64_t offset) {
-      std::memcpy(row + offset, from, sizeof(T));
-      from += sizeof(T);
-    });
+  int inner_rank() const { return inner_rank_; }
+  std::int64_t inner_size(int d) const { return inner_sizes_[d]; }
+
+  // Calls visit with the byte offset from the start of its row of each of elements
+  // [begin, begin + count).
+  template <class Visit>
+  void for_each_element(const Operand& o, std::int64_t begin, std::int64_t count,
+                        Visit visit) const {
+    std::int64_t index[max_rank] = {};
+    std::int64_t offset = 0;
+    for (int d = inner_rank_ - 1; d >= 0; --d) {
+      index[d] = begin % inner_sizes_[d];
+      begin /= inner_sizes_[d];
+      offset += index[d] * o.inner_strides[d];
+    }
+    const int last = inner_rank_ - 1;
+    while (count > 0) {
+      const std::int64_t left = inner_sizes_[last] - index[last];
+      const std::int64_t run = left < count ? left : count;
+      for (std::int64_t i = 0; i < run; ++i) visit(offset + i * o.inner_strides[last]);
+      count -= run;
+      if (count == 0) return;
+      // The innermost dimension is exhausted: carry into the next ones.
+      offset -= index[last] * o.inner_strides[last];
+      index[last] = 0;
+      for (int d = last - 1; d >= 0; --d) {
+        offset += o.inner_strides[d];
+        if (++index[d] < inner_sizes_[d]) break;
+        offset -= inner_sizes_[d] * o.inner_strides[d];
+        index[d] = 0;
+      }
+    }
   }
 
  private:
@@ -152,35 +162,6 @@ class RowLayout {
     return true;
   }
 
-  template <class Visit>
-  void for_each_element(const Operand& o, std::int64_t begin, std::int64_t count,
-                        Visit visit) const {
-    std::int64_t index[max_rank] = {};
-    std::int64_t offset = 0;
-    for (int d = inner_rank_ - 1; d >= 0; --d) {
-      index[d] = begin % inner_sizes_[d];
-      begin /= inner_sizes_[d];
-      offset += index[d] * o.inner_strides[d];
-    }
-    const int last = inner_rank_ - 1;
-    while (count > 0) {
-      const std::int64_t left = inner_sizes_[last] - index[last];
-      const std::int64_t run = left < count ? left : count;
-      for (std::int64_t i = 0; i < run; ++i) visit(offset + i * o.inner_strides[last]);
-      count -= run;
-      if (count == 0) return;
-      // The innermost dimension is exhausted: carry into the next ones.
-      offset -= index[last] * o.inner_strides[last];
-      index[last] = 0;
-      for (int d = last - 1; d >= 0; --d) {
-        offset += o.inner_strides[d];
-        if (++index[d] < inner_sizes_[d]) break;
-        offset -= inner_sizes_[d] * o.inner_strides[d];
-        index[d] = 0;
-      }
-    }
-  }
-
   Operand operands_[role_count];
   int row_rank_;
   int inner_rank_;
@@ -189,62 +170,5 @@ class RowLayout {
   std::int64_t n_ = 1;
 };
 
-// A position in the rows of every tensor. Rows of the innermost row dimension are evenly spaced, so
-// that kernels take several of them at once.
-class RowCursor {
- public:
-  RowCursor(const RowLayout& layout, std::int64_t row)
-      : layout_(layout), last_(layout.row_rank() - 1) {
-    for (int r = 0; r < role_count; ++r) {
-      if (layout.operand(static_cast<Role>(r)).present) roles_[count_++] = static_cast<Role>(r);
-    }
-    for (int i = 0; i < count_; ++i) rows_[roles_[i]] = layout.operand(roles_[i]).data;
-    for (int d = last_; d >= 0; --d) {
-      index_[d] = row % layout.row_size(d);
-      row /= layout.row_size(d);
-      move(d, index_[d]);
-    }
-  }
-
-  // How many rows from this one on are evenly spaced.
-  std::int64_t run() const { return last_ < 0 ? 1 : layout_.row_size(last_) - index_[last_]; }
-  // Bytes from row to row within a run; 0 for an absent tensor.
-  std::int64_t stride(Role role) const {
-    const Operand& o = layout_.operand(role);
-    return o.present && last_ >= 0 ? o.row_strides[last_] : 0;
-  }
-  // Row i of the run.
-  char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
-
-  // By at most run() rows.
-  void advance(std::int64_t rows) {
-    int d = last_;
-    if (d < 0) return;
-    move(d, rows);
-    index_[d] += rows;
-    for (; d > 0 && index_[d] == layout_.row_size(d); --d) {
-      move(d, -layout_.row_size(d));
-      index_[d] = 0;
-      move(d - 1, 1);
-      ++index_[d - 1];
-    }
-  }
-
- private:
-  void move(int dimension, std::int64_t steps) {
-    for (int i = 0; i < count_; ++i) {
-      rows_[roles_[i]] += steps * layout_.operand(roles_[i]).row_strides[dimension];
-    }
-  }
-
-  const RowLayout& layout_;
-  int last_;  // the innermost row dimension, -1 where there is a single row
-  Role roles_[role_count];
-  int count_ = 0;
-  char* rows_[role_count];
-  std::int64_t index_[max_rank];
-};
-
 }  // namespace detail
-}  // namespace cpu
 }  // namespace rmsnorm

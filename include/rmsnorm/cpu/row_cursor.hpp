@@ -1,0 +1,72 @@
+// The walk over the rows of a range.
+#pragma once
+
+#include <cstdint>
+
+#include "../row_layout.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+
+using namespace rmsnorm::detail;
+
+// A position in the rows of every tensor. Rows of the innermost row dimension are evenly spaced, so
+// that kernels take several of them at once.
+class RowCursor {
+ public:
+  RowCursor(const RowLayout& layout, std::int64_t row)
+      : layout_(layout), last_(layout.row_rank() - 1) {
+    for (int r = 0; r < role_count; ++r) {
+      if (layout.operand(static_cast<Role>(r)).present) roles_[count_++] = static_cast<Role>(r);
+    }
+    for (int i = 0; i < count_; ++i) rows_[roles_[i]] = layout.operand(roles_[i]).data;
+    for (int d = last_; d >= 0; --d) {
+      index_[d] = row % layout.row_size(d);
+      row /= layout.row_size(d);
+      move(d, index_[d]);
+    }
+  }
+
+  // How many rows from this one on are evenly spaced.
+  std::int64_t run() const { return last_ < 0 ? 1 : layout_.row_size(last_) - index_[last_]; }
+  // Bytes from row to row within a run; 0 for an absent tensor.
+  std::int64_t stride(Role role) const {
+    const Operand& o = layout_.operand(role);
+    return o.present && last_ >= 0 ? o.row_strides[last_] : 0;
+  }
+  // Row i of the run.
+  char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
+
+  // By at most run() rows.
+  void advance(std::int64_t rows) {
+    int d = last_;
+    if (d < 0) return;
+    move(d, rows);
+    index_[d] += rows;
+    for (; d > 0 && index_[d] == layout_.row_size(d); --d) {
+      move(d, -layout_.row_size(d));
+      index_[d] = 0;
+      move(d - 1, 1);
+      ++index_[d - 1];
+    }
+  }
+
+ private:
+  void move(int dimension, std::int64_t steps) {
+    for (int i = 0; i < count_; ++i) {
+      rows_[roles_[i]] += steps * layout_.operand(roles_[i]).row_strides[dimension];
+    }
+  }
+
+  const RowLayout& layout_;
+  int last_;  // the innermost row dimension, -1 where there is a single row
+  Role roles_[role_count];
+  int count_ = 0;
+  char* rows_[role_count];
+  std::int64_t index_[max_rank];
+};
+
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm

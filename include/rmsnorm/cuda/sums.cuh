@@ -1,0 +1,199 @@
+// Sums of squares and what becomes of them: 1 / sqrt of the mean, rounded once.
+#pragma once
+
+#include "../statistics.hpp"
+#include "device.cuh"
+
+namespace rmsnorm {
+namespace cuda {
+namespace RMSNORM_HIDDEN detail {
+
+// A sum of squares in one float. Between 16-bit rows the few additions of a thread cannot show: 32
+// of them err by 2^-19 at most, against 2^-12, half a unit of f16.
+struct PlainSum {
+  float sum = 0;
+
+  __device__ __forceinline__ void add_square(float v) { sum = multiply_add(v, v, sum); }
+  __device__ __forceinline__ void merge(const PlainSum& o) { sum = add(sum, o.sum); }
+  __device__ __forceinline__ void settle() {}
+  __device__ __forceinline__ PlainSum exchanged(unsigned distance) const {
+    return {__shfl_xor_sync(0xffffffffu, sum, static_cast<int>(distance))};
+  }
+  __device__ __forceinline__ float error() const { return 0; }
+};
+
+// A sum of squares and the errors of all its roundings, of every product and every addition, summed
+// apart (Knuth, TAOCP 2, 4.2.2 theorem B). settle() moves the errors to the sum every few elements,
+// so that they stay small: the relative error is then at most 2^-46 for each piece of 16 bytes that
+// a thread adds, in float. Ten operations an element, a tenth of what the element's bytes leave
+// time for, where double arithmetic would take all of it on chips that have 1/64 of their units in
+// double.
+template <class C>
+struct CompensatedSum {
+  C sum = 0;
+  C errors = 0;
+
+  __device__ __forceinline__ void add_square(C v) {
+    const C square = multiply(v, v);
+    const C product_error = multiply_subtract(v, v, square);
+    const C addition_error = grow(square);
+    errors = add(errors, add(product_error, addition_error));
+  }
+  __device__ __forceinline__ void settle() {
+    const C total = add(sum, errors);
+    errors = subtract(errors, subtract(total, sum));
+    sum = total;
+  }
+  // Symmetric: both partners of an exchange get the same bits.
+  __device__ __forceinline__ void merge(const CompensatedSum& o) {
+    const C addition_error = grow(o.sum);
+    errors = add(add(errors, o.errors), addition_error);
+  }
+  __device__ __forceinline__ CompensatedSum exchanged(unsigned distance) const {
+    return {__shfl_xor_sync(0xffffffffu, sum, static_cast<int>(distance)),
+            __shfl_xor_sync(0xffffffffu, errors, static_cast<int>(distance))};
+  }
+  __device__ __forceinline__ C error() const { return errors; }
+
+ private:
+  // Adds v to the sum and returns what the rounding lost, exactly.
+  __device__ __forceinline__ C grow(C v) {
+    const C total = add(sum, v);
+    const C grown = subtract(total, sum);
+    const C lost = add(subtract(sum, subtract(total, grown)), subtract(v, grown));
+    sum = total;
+    return lost;
+  }
+};
+
+// Either of the two above, chosen at run time; reduced as the one that it is.
+struct ChosenSum {
+  CompensatedSum<float> parts;
+  bool plain;
+
+  __device__ __forceinline__ void add_square(float v) {
+    if (plain) {
+      parts.sum = multiply_add(v, v, parts.sum);
+    } else {
+      parts.add_square(v);
+    }
+  }
+  __device__ __forceinline__ void settle() {
+    if (!plain) parts.settle();
+  }
+  __device__ __forceinline__ void merge(const ChosenSum& o) {
+    if (plain) {
+      parts.sum = add(parts.sum, o.parts.sum);
+    } else {
+      parts.merge(o.parts);
+    }
+  }
+};
+
+// The largest magnitude of a row as bits, NaN above all.
+struct LargestMagnitude {
+  unsigned long long bits = 0;
+
+  __device__ __forceinline__ void merge(const LargestMagnitude& o) {
+    if (o.bits > bits) bits = o.bits;
+  }
+  __device__ __forceinline__ LargestMagnitude exchanged(unsigned distance) const {
+    return {__shfl_xor_sync(0xffffffffu, bits, static_cast<int>(distance))};
+  }
+};
+
+// mean_square + eps as an unevaluated sum of two numbers.
+template <class C>
+struct Statistic {
+  C high;
+  C low;
+
+  // Infinite where only the low part is not finite.
+  __device__ __forceinline__ double value() const {
+    const double h = static_cast<double>(high), l = static_cast<double>(low);
+    return l - l == 0.0 ? h + l : h;
+  }
+};
+
+// A double as two numbers of C. What exceeds float becomes infinite, and is then never safe.
+template <class C>
+RMSNORM_HOST_DEVICE inline Statistic<C> split(double v) {
+  const C high = static_cast<C>(v);
+  return {high, static_cast<C>(v - static_cast<double>(high))};
+}
+
+// The divisor and eps of a launch, prepared on the host.
+template <class C>
+struct StatisticOptions {
+  double count;
+  double eps;
+  Statistic<C> inverse_count;
+  Statistic<C> eps_parts;
+};
+
+template <class C>
+inline StatisticOptions<C> make_statistic_options(std::int64_t count, double eps) {
+  const double divisor = static_cast<double>(count);
+  return {divisor, eps, split<C>(1.0 / divisor), split<C>(eps)};
+}
+
+// ---- float: pairs of floats, since many chips have next to no double units ----
+
+__device__ __forceinline__ Statistic<float> plus(Statistic<float> mean, Statistic<float> eps) {
+  const float total = add(mean.high, eps.high);
+  const float grown = subtract(total, mean.high);
+  const float lost = add(subtract(mean.high, subtract(total, grown)), subtract(eps.high, grown));
+  const float low = add(lost, add(mean.low, eps.low));
+  const float high = add(total, low);
+  return {high, subtract(low, subtract(high, total))};
+}
+
+__device__ __forceinline__ Statistic<float> mean_of(float sum, float error,
+                                                    const StatisticOptions<float>& o) {
+  const float high = multiply(sum, o.inverse_count.high);
+  float low = multiply_subtract(sum, o.inverse_count.high, high);
+  low = multiply_add(sum, o.inverse_count.low, low);
+  return {high, multiply_add(error, o.inverse_count.high, low)};
+}
+
+// So that no term of reciprocal_root below is denormal.
+__device__ __forceinline__ bool is_safe(Statistic<float> v) {
+  return v.high >= 0x1p-80f && v.high <= 0x1p80f && v.low - v.low == 0.0f;
+}
+
+// r + r (1 - v r^2) / 2 from an r good to a few units of its last place: the sum's only rounding is
+// that of the last operation, the terms left out are below 2^-44 of it.
+__device__ __forceinline__ float reciprocal_root(Statistic<float> v) {
+  const float r = __frsqrt_rn(v.high);
+  const float square = multiply(r, r);
+  const float square_error = multiply_subtract(r, r, square);
+  float excess = multiply_subtract(v.high, square, 1.0f);
+  excess = multiply_add(v.high, square_error, excess);
+  excess = multiply_add(v.low, square, excess);
+  return multiply_add(multiply(-0.5f, r), excess, r);
+}
+
+// ---- double ----
+
+__device__ __forceinline__ Statistic<double> plus(Statistic<double> mean, Statistic<double> eps) {
+  return {add(mean.high, eps.high), 0.0};
+}
+// Rounded once, so that the mean square that is stored is the one that forward uses. The remainder
+// of an infinite sum is NaN.
+__device__ __forceinline__ Statistic<double> mean_of(double sum, double error,
+                                                     const StatisticOptions<double>& o) {
+  const double quotient = __ddiv_rn(sum, o.count);
+  const double remainder = multiply_add(-quotient, o.count, sum);
+  const double rest = __ddiv_rn(add(remainder, error), o.count);
+  return {rest - rest == 0.0 ? add(quotient, rest) : quotient, 0.0};
+}
+__device__ __forceinline__ bool is_safe(Statistic<double> v) {
+  return v.high >= SafeRange<double>::least && v.high <= SafeRange<double>::most;
+}
+__device__ __forceinline__ double reciprocal_root(Statistic<double> v) {
+  return rmsnorm::detail::reciprocal_root<double>(v.high);
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace rmsnorm
