@@ -39,6 +39,7 @@ void read_uncommon(nb::handle source, const char* name, Access access, ArrayView
   if (jax() != nullptr && is_instance(source, jax()->array))
     return read_jax(source, name, access, view);
   read_dlpack(source, name, access, view);
+  if (cupy() != nullptr && is_instance(source, cupy()->ndarray)) view.framework = Framework::cupy;
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ namespace rmsnorm::python {
 
 namespace nb = nanobind;
 
-enum class Framework { numpy, torch, jax, other };
+enum class Framework { numpy, torch, cupy, jax, other };
 enum class Access { read, write };
 
 // NumPy's limit, and the largest of the frameworks' that has one.
@@ -31,17 +31,24 @@ struct ArrayView {
   std::int64_t sizes[max_dimensions];
   std::int64_t strides[max_dimensions];  // in elements
   nb::object owner;                      // what keeps the memory alive, where source does not
+  // On CUDA and still to be exported to a stream, by read_on_stream: only source, device and access
+  // are known.
+  bool pending = false;
+  Access access = Access::read;
 
   bool present() const { return rank >= 0; }
   bool on_cpu() const {
     return device.type == dlpack::cpu || device.type == dlpack::cuda_host ||
            device.type == dlpack::rocm_host;
   }
+  bool on_cuda() const {
+    return device.type == dlpack::cuda || device.type == dlpack::cuda_managed;
+  }
 };
 
 // Fills `view` from `source`. Raises TypeError for what is no array or has an unsupported dtype,
 // ValueError for memory that cannot be used as asked; `name` is the argument's, for the message.
-// The data of an array that is not on the CPU is left alone and may be missing from the view.
+// An array on CUDA may be left pending; one on another device has no data in its view.
 void read_array(nb::handle source, const char* name, Access access, ArrayView& view);
 
 // As read_array, but None leaves the view absent.
@@ -53,6 +60,10 @@ inline void read_optional(nb::handle source, const char* name, Access access, Ar
 void read_numpy(nb::handle source, const char* name, Access access, ArrayView& view);
 void read_torch(nb::handle source, const char* name, ArrayView& view);
 void read_dlpack(nb::handle source, const char* name, Access access, ArrayView& view);
+
+// Completes a pending view: the producer makes `stream` (a cudaStream_t) wait for what is still
+// being written to the array.
+void read_on_stream(ArrayView& view, const char* name, std::uintptr_t stream);
 
 // torch.jit.trace would record the allocation of the result and not what is written to it.
 void refuse_tracing();

@@ -9,6 +9,11 @@
 
 namespace rmsnorm::python {
 
+// The arguments that a caller gives arrays for.
+constexpr Argument array_arguments[] = {
+    Argument::x,           Argument::residual, Argument::weight,      Argument::bias,
+    Argument::mean_square, Argument::y,        Argument::residual_out};
+
 struct Call {
   ArrayView x;
   ArrayView residual;
@@ -31,6 +36,9 @@ struct Call {
 
   // Null for arguments that are no array.
   const ArrayView* array(Argument argument) const;
+  ArrayView* array(Argument argument) {
+    return const_cast<ArrayView*>(static_cast<const Call*>(this)->array(argument));
+  }
 
   // The argument's name in Python.
   const char* python_name(Argument argument) const;

@@ -36,17 +36,19 @@ dlpack::Device device_of(nb::handle source, const char* name) {
 }
 
 // The capsule, versioned where the producer knows versions. Producers that predate them raise
-// TypeError at the unknown keyword.
-nb::object export_capsule(nb::handle source, const char* name) {
+// TypeError at the unknown keyword. `keywords` are those of the device.
+nb::object export_capsule(nb::handle source, const char* name, const nb::dict& keywords) {
+  nb::dict versioned;
+  versioned.update(keywords);
+  versioned["max_version"] = nb::make_tuple(dlpack::major_version, dlpack::minor_version);
   try {
-    return source.attr("__dlpack__")(
-        nb::arg("max_version") = nb::make_tuple(dlpack::major_version, dlpack::minor_version));
+    return source.attr("__dlpack__")(**versioned);
   } catch (nb::python_error& error) {
     if (!error.matches(PyExc_TypeError))
       raise_from(error, PyExc_TypeError, "%s: its __dlpack__ failed", name);
   }
   try {
-    return source.attr("__dlpack__")();
+    return source.attr("__dlpack__")(**keywords);
   } catch (nb::python_error& error) {
     raise_from(error, PyExc_TypeError, "%s: its __dlpack__ failed", name);
   }
@@ -100,11 +102,23 @@ void read_dlpack(nb::handle source, const char* name, Access access, ArrayView& 
   view.device = device_of(source, name);
   if (!view.on_cpu()) {
     view.rank = 0;
+    view.pending = view.on_cuda();
+    view.access = access;
     return;
   }
   // An unconsumed capsule frees the export when it dies.
-  view.owner = export_capsule(source, name);
+  view.owner = export_capsule(source, name, nb::dict());
   read_tensor_view(tensor_in(view.owner, name, access), source, name, view);
+}
+
+void read_on_stream(ArrayView& view, const char* name, std::uintptr_t stream) {
+  nb::dict keywords;
+  // DLPack's number for the legacy default stream, whose handle is 0, is 1.
+  keywords["stream"] = nb::int_(stream == 0 ? std::uintptr_t{1} : stream);
+  const nb::handle source = view.source;
+  view.owner = export_capsule(source, name, keywords);
+  read_tensor_view(tensor_in(view.owner, name, view.access), source, name, view);
+  view.pending = false;
 }
 
 }  // namespace rmsnorm::python

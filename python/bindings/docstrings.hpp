@@ -4,8 +4,8 @@
 namespace rmsnorm::python::doc {
 
 constexpr const char* module =
-    "RMSNorm on arrays of NumPy, torch, JAX and everything else that speaks DLPack, without a "
-    "copy.";
+    "RMSNorm on arrays of NumPy, torch, CuPy, JAX and everything else that speaks DLPack, without "
+    "a copy.";
 
 constexpr const char* rms_norm = R"(Root mean square layer normalization.
 
@@ -16,11 +16,15 @@ For every row, that is, for the elements of x over the axes `axis` ... -1 togeth
 
 Computed in float32, or in float64 as soon as one of the arrays is float64. Rows whose squares
 overflow or underflow come out right. The result is the same bit for bit on every CPU and for any
-number of threads, batch size and strides.
+number of threads, batch size and strides; on CUDA on every device of one architecture.
+
+On CUDA the call launches one kernel and returns without waiting for it.
 
 Args:
     x: Array of float16, bfloat16, float32 or float64, with at least one dimension and any strides.
-        On the CPU: NumPy (bfloat16 by ml_dtypes), torch, JAX, or any array with ``__dlpack__``.
+        NumPy (bfloat16 by ml_dtypes), torch, CuPy, JAX, or any array with ``__dlpack__``, on the
+        CPU or on CUDA; all arrays of a call on one device. Beside CUDA arrays, managed and pinned
+        memory is taken as well.
     weight: Array of the shape of the normalized axes, ``x.shape[axis:]``, optionally after leading
         dimensions that broadcast against those of x as in NumPy (per head, per sample). Any of the
         four dtypes. None: ones.
@@ -42,6 +46,10 @@ Args:
         torch; must agree with out. None: out's, or else that of x.
     return_rstd: Return (y, rstd) with rstd of shape ``x.shape[:axis]``, float32, or float64 where
         that is computed in.
+    stream: For CUDA arrays: the stream to launch on, as torch.cuda.Stream, cupy.cuda.Stream, any
+        object with ``__cuda_stream__``, or the cudaStream_t as an integer. Memory must then stay
+        alive until the stream is done with it. None: the current stream of x's framework (torch,
+        CuPy), else the default stream.
 
 Returns:
     y, or (y, rstd): out if given, else a new array of x's framework.
@@ -50,8 +58,9 @@ Raises:
     TypeError: An argument is of the wrong kind, or its dtype is not one of the four.
     ValueError: Shapes or values do not fit, memory overlaps, or out cannot be written.
     RuntimeError: A torch tensor requires grad while grad mode is on (its gradient would be lost),
-        an array is not on the CPU, or RMSNORM_ISA names an instruction set that cannot run here.
-        In all three cases nothing has been written.)";
+        RMSNORM_ISA names an instruction set that cannot run here, an array is on CUDA and this
+        build has none or CUDA reports an error, or it is on a device of another kind. Nothing has
+        been written then.)";
 
 constexpr const char* add_rms_norm = R"(Residual add and RMSNorm in one pass over memory.
 
@@ -72,6 +81,7 @@ Args:
     out: Array for y, of the shape of x. It may be x or residual itself.
     residual_out: Array for s, of the shape of x. It may be x or residual itself.
     return_rstd: Return (y, residual_out, rstd); rstd as in rms_norm.
+    stream: As in rms_norm.
 
 Returns:
     (y, residual_out) or (y, residual_out, rstd), new arrays in x's framework unless given. y has
@@ -91,6 +101,7 @@ infinite; a float64 out reaches further.
 Args:
     x: As in rms_norm.
     out: float32 or float64 array of shape ``x.shape[:-1]``; it may not overlap x.
+    stream: As in rms_norm.
 
 Returns:
     out if given, else a new array of shape ``x.shape[:-1]`` in x's framework: float32, or float64
@@ -105,7 +116,7 @@ constexpr const char* rms_norm_apply = R"(The second half of rms_norm, with the 
     y    = x * rstd * (weight_offset + weight) + bias
 
 Args:
-    x, weight, bias, eps, axis, weight_offset, rounding, out, out_dtype: As in rms_norm.
+    x, weight, bias, eps, axis, weight_offset, rounding, out, out_dtype, stream: As in rms_norm.
     mean_square: float32 or float64 array of shape ``x.shape[:axis]``, as mean_square() returns, in
         units of x squared.
 
@@ -125,7 +136,10 @@ Returns:
     "num_threads": as get_num_threads();
     "openmp": whether this build can use threads;
     "environment": RMSNORM_ISA and RMSNORM_NUM_THREADS as set, or None;
-    "cuda": {"built": whether this build has CUDA kernels}.)";
+    "cuda": a dictionary: "built", whether this build has CUDA kernels; "toolkit", the version that
+        it was built with; "architectures", those that it has code for; "driver", the version of
+        CUDA that the driver can run, None without a driver; "devices", a list of dictionaries with
+        "name", "compute_capability", "multiprocessors" and "memory" in bytes.)";
 
 constexpr const char* set_num_threads = R"(Sets the most threads that a call uses, for the process.
 

@@ -4,16 +4,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <rmsnorm/cuda.cuh>
 #include <rmsnorm/rmsnorm.hpp>
 
 #include "call.hpp"
 
 namespace rmsnorm::python {
 namespace {
-
-constexpr Argument array_arguments[] = {
-    Argument::x,           Argument::residual, Argument::weight,       Argument::bias,
-    Argument::mean_square, Argument::y,        Argument::residual_out, Argument::rstd};
 
 std::string formatted(const char* format, va_list arguments) {
   va_list measured;
@@ -146,6 +143,22 @@ std::string expected_shape_text(Argument argument, const Call& call) {
         wanted == nullptr ? "" : wanted, runnable.c_str());
 }
 
+// The first argument on CUDA, of a call that has one.
+Argument argument_on_cuda(const Call& call) {
+  for (const Argument argument : array_arguments) {
+    const ArrayView& view = *call.array(argument);
+    if (view.present() && view.on_cuda()) return argument;
+  }
+  return Argument::x;
+}
+
+[[noreturn]] void raise_cuda(const Status& status, const Call& call) {
+  const Argument on_cuda = argument_on_cuda(call);
+  raise(PyExc_RuntimeError, "%s: is on %s, where CUDA failed: %s (error %d)",
+        call.python_name(on_cuda), device_text(call.array(on_cuda)->device).c_str(),
+        cuda_text(status.cuda_error), static_cast<int>(status.cuda_error));
+}
+
 }  // namespace
 
 void raise(PyObject* type, const char* format, ...) {
@@ -165,6 +178,13 @@ void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...
   nb::raise_from(cause, type, "%s", text.c_str());
 }
 
+const char* cuda_text(int error) {
+  Status status;
+  status.code = Code::cuda_error;
+  status.cuda_error = error;
+  return cuda::error_text(status);
+}
+
 std::string type_text(nb::handle object) {
   nb::handle type = object.type();
   const std::string qualified = nb::str(nb::getattr(type, "__qualname__", nb::str("?"))).c_str();
@@ -180,20 +200,33 @@ void raise_unsupported_dtype(nb::handle array, const char* name) {
 }
 
 void raise_device(const Call& call) {
-  Argument elsewhere = Argument::x;
-  Argument here = Argument::none;
+  Argument first = Argument::none;
   for (const Argument argument : array_arguments) {
     const ArrayView& view = *call.array(argument);
-    if (view.present()) (view.on_cpu() ? here : elsewhere) = argument;
+    if (!view.present()) continue;
+    if (first == Argument::none) {
+      first = argument;
+      continue;
+    }
+    const dlpack::Device &device = view.device, &expected = call.array(first)->device;
+    if (device.type == expected.type && device.id == expected.id) continue;
+    // Named is the one that is not where the rest of the world is: not on the CPU.
+    const bool swap = view.on_cpu() && !call.array(first)->on_cpu();
+    const Argument named = swap ? first : argument, other = swap ? argument : first;
+    raise(PyExc_ValueError, "%s: is on %s while %s is on %s; expected all arrays on one device",
+          call.python_name(named), device_text(call.array(named)->device).c_str(),
+          call.python_name(other), device_text(call.array(other)->device).c_str());
   }
-  const char* name = call.python_name(elsewhere);
-  const std::string device = device_text(call.array(elsewhere)->device);
-  if (here != Argument::none)
-    raise(PyExc_ValueError, "%s: is on %s while %s is on cpu; expected all arrays on one device",
-          name, device.c_str(), call.python_name(here));
+  raise(PyExc_RuntimeError, "%s: is on %s; rmsnorm computes on the CPU and on CUDA devices",
+        call.python_name(first), device_text(call.array(first)->device).c_str());
+}
+
+void raise_without_cuda(const Call& call) {
+  const Argument on_cuda = argument_on_cuda(call);
   raise(PyExc_RuntimeError,
-        "%s: is on %s, and this build of rmsnorm computes on the CPU only; pass CPU arrays", name,
-        device.c_str());
+        "%s: is on %s, and this build of rmsnorm has no CUDA; install one that has (see the "
+        "README), or pass CPU arrays",
+        call.python_name(on_cuda), device_text(call.array(on_cuda)->device).c_str());
 }
 
 void raise_status(const Status& status, const Call& call) {
@@ -226,6 +259,7 @@ void raise_status(const Status& status, const Call& call) {
             "exactly x or residual (same address, strides and element size)",
             name, overlapped_text(argument, call).c_str());
     case Code::isa_unavailable: raise_isa();
+    case Code::cuda_error: raise_cuda(status, call);
     default: break;
   }
   raise(PyExc_ValueError, "%s: %s", name, text(status.code));

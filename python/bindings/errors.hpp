@@ -25,9 +25,15 @@ struct Call;
 // `call` is where the values for the message come from.
 [[noreturn]] void raise_status(const Status& status, const Call& call);
 
-// For a call with an array outside of CPU memory: ValueError where devices are mixed, else
-// RuntimeError.
+// For a call whose arrays no device can reach together: ValueError where devices are mixed,
+// RuntimeError where they are of a kind that is not supported.
 [[noreturn]] void raise_device(const Call& call);
+
+// RuntimeError for CUDA arrays in a build without CUDA; the call has one.
+[[noreturn]] void raise_without_cuda(const Call& call);
+
+// CUDA's text for a cudaError_t.
+const char* cuda_text(int error);
 
 // The type of an object as users know it: "list", "pandas.Series".
 std::string type_text(nb::handle object);

@@ -92,6 +92,23 @@ const Torch* torch() {
   return &cached;
 }
 
+const CuPy* cupy() {
+  static CuPy cached;
+  if (cached.ndarray != nullptr) return &cached;
+  nb::object module = imported("cupy");
+  nb::object cuda = imported("cupy.cuda");
+  CuPy found;
+  found.ndarray = attribute(module, "ndarray");
+  found.empty = attribute(module, "empty");
+  found.device = attribute(cuda, "Device");
+  found.get_current_stream = attribute(cuda, "get_current_stream");
+  if (found.ndarray == nullptr || found.empty == nullptr || found.device == nullptr ||
+      found.get_current_stream == nullptr)
+    return nullptr;
+  cached = found;
+  return &cached;
+}
+
 const Jax* jax() {
   static Jax cached;
   if (cached.array != nullptr) return &cached;

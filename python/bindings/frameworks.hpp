@@ -1,6 +1,6 @@
-// What the bindings need from NumPy, torch, JAX and ml_dtypes: types to recognise and functions to
-// call, looked up once. Nothing is imported on the caller's behalf: a framework that is not in
-// sys.modules cannot have made any argument, so each lookup returns null until it is.
+// What the bindings need from NumPy, torch, CuPy, JAX and ml_dtypes: types to recognise and
+// functions to call, looked up once. Nothing is imported on the caller's behalf: a framework that
+// is not in sys.modules cannot have made any argument, so each lookup returns null until it is.
 //
 // The references are kept for the life of the process.
 #pragma once
@@ -52,6 +52,13 @@ struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
 };
 
+struct CuPy {
+  PyObject* ndarray = nullptr;
+  PyObject* empty = nullptr;
+  PyObject* device = nullptr;  // the class, whose instances are context managers
+  PyObject* get_current_stream = nullptr;
+};
+
 struct Jax {
   PyObject* array = nullptr;
   PyObject* tracer = nullptr;  // null where jax.core no longer has it; then __dlpack__ refuses
@@ -61,6 +68,7 @@ struct Jax {
 
 const NumPy* numpy();
 const Torch* torch();
+const CuPy* cupy();
 const Jax* jax();
 
 // The scalar type of NumPy arrays that hold bfloat16.

@@ -2,12 +2,14 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdlib>
+#include <cuda_devices.hpp>
 #include <rmsnorm/rmsnorm.hpp>
 
 #include "docstrings.hpp"
 #include "errors.hpp"
 #include "operations.hpp"
 #include "options.hpp"
+#include "results.hpp"
 #include "threads.hpp"
 
 namespace nb = nanobind;
@@ -21,6 +23,37 @@ nb::object environment(const char* variable) {
   return value == nullptr ? nb::none() : nb::object(nb::str(value));
 }
 
+// CUDA's version numbers are 1000 major + 10 minor.
+nb::object version_text(int version) {
+  if (version == 0) return nb::none();
+  return nb::str("{}.{}").attr("format")(version / 1000, version % 1000 / 10);
+}
+
+nb::dict cuda_info() {
+  const cuda::BuildInfo build = cuda::build_info();
+  nb::dict info;
+  info["built"] = build.built;
+  info["toolkit"] = version_text(build.toolkit);
+  info["architectures"] = nb::str(build.architectures).attr("split")(";");
+  if (!build.built) info["architectures"] = nb::list();
+  info["driver"] = version_text(cuda::driver_version());
+  nb::list devices;
+  int error = 0;
+  const int count = cuda::device_count(&error);
+  for (int i = 0; i < count; ++i) {
+    cuda::DeviceInfo device;
+    if (cuda::describe_device(i, &device) != 0) continue;
+    nb::dict described;
+    described["name"] = device.name;
+    described["compute_capability"] = nb::make_tuple(device.major, device.minor);
+    described["multiprocessors"] = device.multiprocessors;
+    described["memory"] = device.total_memory;
+    devices.append(described);
+  }
+  info["devices"] = devices;
+  return info;
+}
+
 nb::dict info() {
   nb::list runnable;
   for (const cpu::Isa isa : {cpu::Isa::avx512, cpu::Isa::avx2, cpu::Isa::neon, cpu::Isa::scalar})
@@ -29,8 +62,6 @@ nb::dict info() {
   nb::dict variables;
   variables["RMSNORM_ISA"] = environment("RMSNORM_ISA");
   variables["RMSNORM_NUM_THREADS"] = environment("RMSNORM_NUM_THREADS");
-  nb::dict cuda;
-  cuda["built"] = false;
   nb::dict result;
   result["version"] = RMSNORM_VERSION;
   result["cpu_isa"] = choice.ok ? nb::object(nb::str(cpu::name(choice.isa))) : nb::none();
@@ -38,7 +69,7 @@ nb::dict info() {
   result["num_threads"] = thread_limit();
   result["openmp"] = has_openmp();
   result["environment"] = variables;
-  result["cuda"] = cuda;
+  result["cuda"] = cuda_info();
   return result;
 }
 
@@ -60,39 +91,43 @@ void define(nb::module_& m) {
         "bias"_a.none() = nb::none(), nb::kw_only(), "eps"_a.none() = 1e-6, "axis"_a.none() = -1,
         "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once", "partial"_a.none() = 1.0,
         "out"_a.none() = nb::none(), "out_dtype"_a.none() = nb::none(),
-        "return_rstd"_a.none() = false, doc::rms_norm,
+        "return_rstd"_a.none() = false, "stream"_a.none() = nb::none(), doc::rms_norm,
         nb::sig("def rms_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, "
                 "eps: float = 1e-6, axis: int = -1, weight_offset: float = 0.0, "
                 "rounding: Rounding = \"once\", partial: float = 1.0, out: Array | None = None, "
-                "out_dtype: DTypeLike | None = None, return_rstd: bool = False) "
-                "-> Array | tuple[Array, Array]"));
+                "out_dtype: DTypeLike | None = None, return_rstd: bool = False, "
+                "stream: Stream | None = None) -> Array | tuple[Array, Array]"));
 
   m.def("add_rms_norm", &add_rms_norm, "x"_a.none(), "residual"_a.none(),
         "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
         "eps"_a.none() = 1e-6, "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once",
         "round_residual"_a.none() = true, "out"_a.none() = nb::none(),
-        "residual_out"_a.none() = nb::none(), "return_rstd"_a.none() = false, doc::add_rms_norm,
+        "residual_out"_a.none() = nb::none(), "return_rstd"_a.none() = false,
+        "stream"_a.none() = nb::none(), doc::add_rms_norm,
         nb::sig("def add_rms_norm(x: Array, residual: Array, weight: Array | None = None, "
                 "bias: Array | None = None, *, eps: float = 1e-6, weight_offset: float = 0.0, "
                 "rounding: Rounding = \"once\", round_residual: bool = True, "
                 "out: Array | None = None, residual_out: Array | None = None, "
-                "return_rstd: bool = False) "
+                "return_rstd: bool = False, stream: Stream | None = None) "
                 "-> tuple[Array, Array] | tuple[Array, Array, Array]"));
 
   m.def("mean_square", &mean_square, "x"_a.none(), nb::kw_only(), "out"_a.none() = nb::none(),
-        doc::mean_square,
-        nb::sig("def mean_square(x: Array, *, out: Array | None = None) -> Array"));
+        "stream"_a.none() = nb::none(), doc::mean_square,
+        nb::sig("def mean_square(x: Array, *, out: Array | None = None, "
+                "stream: Stream | None = None) -> Array"));
 
   m.def("rms_norm_apply", &rms_norm_apply, "x"_a.none(), "mean_square"_a.none(),
         "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
         "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
         "rounding"_a.none() = "once", "out"_a.none() = nb::none(),
-        "out_dtype"_a.none() = nb::none(), doc::rms_norm_apply,
+        "out_dtype"_a.none() = nb::none(), "stream"_a.none() = nb::none(), doc::rms_norm_apply,
         nb::sig("def rms_norm_apply(x: Array, mean_square: Array, weight: Array | None = None, "
                 "bias: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
                 "weight_offset: float = 0.0, rounding: Rounding = \"once\", "
-                "out: Array | None = None, out_dtype: DTypeLike | None = None) -> Array"));
+                "out: Array | None = None, out_dtype: DTypeLike | None = None, "
+                "stream: Stream | None = None) -> Array"));
 
+  define_device_export(m);
   m.def("info", &info, doc::info, nb::sig("def info() -> dict[str, Any]"));
   m.def("set_num_threads", &set_num_threads, "n"_a.none(), doc::set_num_threads,
         nb::sig("def set_num_threads(n: int) -> None"));

@@ -1,35 +1,40 @@
 #include "operations.hpp"
 
 #include <optional>
+#include <rmsnorm/cuda.cuh>
 #include <rmsnorm/rmsnorm.hpp>
 
 #include "call.hpp"
 #include "errors.hpp"
 #include "options.hpp"
 #include "parameters.hpp"
+#include "placement.hpp"
 #include "results.hpp"
 #include "threads.hpp"
 
 namespace rmsnorm::python {
 namespace {
 
-// What concerns all arrays of a call at once: one device, and no derivative that would be lost.
-void require_usable(const Call& call) {
+// No derivative of a torch tensor may be lost.
+void require_no_derivatives(const Call& call) {
   bool from_torch = false;
-  for (const ArrayView* view : {&call.x, &call.residual, &call.weight, &call.bias,
-                                &call.mean_square, &call.y, &call.residual_out}) {
-    if (!view->on_cpu()) raise_device(call);
-    from_torch = from_torch || view->framework == Framework::torch;
-  }
+  for (const Argument argument : array_arguments)
+    from_torch = from_torch || call.array(argument)->framework == Framework::torch;
   if (!from_torch) return;
   refuse_tracing();
   if (!torch_tangents_exist()) return;
-  for (const Argument argument : {Argument::x, Argument::residual, Argument::weight, Argument::bias,
-                                  Argument::mean_square, Argument::y, Argument::residual_out}) {
+  for (const Argument argument : array_arguments) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && view.framework == Framework::torch)
       refuse_lost_tangent(view.source, call.python_name(argument));
   }
+}
+
+// What concerns all arrays of a call at once.
+Placement require_usable(Call& call, nb::handle stream) {
+  const Placement placement = place(call, stream);
+  require_no_derivatives(call);
+  return placement;
 }
 
 // The shapes of results are taken from x and its axis before the library checks the call.
@@ -80,20 +85,34 @@ void read_norm_options(Call& call, nb::handle weight, nb::handle bias, nb::handl
   call.rounding = read_rounding(rounding);
 }
 
-Status compute_forward(const void* params, std::int64_t row_begin, std::int64_t row_end) {
-  return cpu::forward(*static_cast<const ForwardParams*>(params), row_begin, row_end);
+Status compute_on_cpu(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end) {
+  return cpu::forward(p, row_begin, row_end);
+}
+Status compute_on_cpu(const MeanSquareParams& p, std::int64_t row_begin, std::int64_t row_end) {
+  return cpu::mean_square(p, row_begin, row_end);
 }
 
-Status compute_mean_square(const void* params, std::int64_t row_begin, std::int64_t row_end) {
-  return cpu::mean_square(*static_cast<const MeanSquareParams*>(params), row_begin, row_end);
+Status launch(const ForwardParams& p, cudaStream_t stream, const cuda::LaunchOptions& options) {
+  return cuda::forward(p, stream, options);
+}
+Status launch(const MeanSquareParams& p, cudaStream_t stream, const cuda::LaunchOptions& options) {
+  return cuda::mean_square(p, stream, options);
 }
 
 template <class Params>
-void run(const Call& call, RowRangeFunction compute) {
+void run(const Call& call, const Placement& placement) {
   Params params;
   Status status = make_parameters(call, params);
-  if (status.ok())
+  if (status.ok() && placement.on_cuda) {
+    cuda::LaunchOptions options;
+    options.device = placement.device;
+    status = launch(params, reinterpret_cast<cudaStream_t>(placement.stream), options);
+  } else if (status.ok()) {
+    const RowRangeFunction compute = [](const void* p, std::int64_t begin, std::int64_t end) {
+      return compute_on_cpu(*static_cast<const Params*>(p), begin, end);
+    };
     status = for_all_rows(compute, &params, row_count(params.x, params.axis), bytes_moved(call));
+  }
   if (!status.ok()) raise_status(status, call);
 }
 
@@ -102,7 +121,7 @@ void run(const Call& call, RowRangeFunction compute) {
 nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle eps,
                     nb::handle axis, nb::handle weight_offset, nb::handle rounding,
                     nb::handle partial, nb::handle out, nb::handle out_dtype,
-                    nb::handle return_rstd) {
+                    nb::handle return_rstd, nb::handle stream) {
   Call call;
   Output y(call.y);
   Output rstd(call.rstd);
@@ -112,13 +131,14 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   y.accept(out, "out");
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
+  const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
-  require_usable(call);
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, y_dtype, call.x.sizes, call.x.rank);
-  if (with_rstd) rstd.allocate(call.x, dtype_of_statistics(call), call.x.sizes, call.first_axis());
-  run<ForwardParams>(call, compute_forward);
+  if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
+  if (with_rstd)
+    rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+  run<ForwardParams>(call, placement);
   if (!with_rstd) return y.take();
   return nb::make_tuple(y.take(), rstd.take());
 }
@@ -126,7 +146,7 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
 nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb::handle bias,
                         nb::handle eps, nb::handle weight_offset, nb::handle rounding,
                         nb::handle round_residual, nb::handle out, nb::handle residual_out,
-                        nb::handle return_rstd) {
+                        nb::handle return_rstd, nb::handle stream) {
   Call call;
   Output y(call.y);
   Output sum(call.residual_out);
@@ -138,38 +158,41 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   sum.accept(residual_out, "residual_out");
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
-  require_usable(call);
+  const Placement placement = require_usable(call, stream);
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, call.x.dtype, call.x.sizes, call.x.rank);
+  if (!y.accepted()) y.allocate(call.x, placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (!sum.accepted())
-    sum.allocate(call.x, promote(call.x.dtype, call.residual.dtype), call.x.sizes, call.x.rank);
-  if (with_rstd) rstd.allocate(call.x, dtype_of_statistics(call), call.x.sizes, call.first_axis());
-  run<ForwardParams>(call, compute_forward);
+    sum.allocate(call.x, placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes,
+                 call.x.rank);
+  if (with_rstd)
+    rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+  run<ForwardParams>(call, placement);
   if (!with_rstd) return nb::make_tuple(y.take(), sum.take());
   return nb::make_tuple(y.take(), sum.take(), rstd.take());
 }
 
-nb::object mean_square(nb::handle x, nb::handle out) {
+nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
   Call call;
   call.mean_square_is_output = true;
   Output result(call.mean_square);
   read_array(x, "x", Access::read, call.x);
   result.accept(out, "out");
-  require_usable(call);
+  const Placement placement = require_usable(call, stream);
   require_axis(call);
 
   if (!result.accepted()) {
     const DType dtype = call.x.dtype == DType::f64 ? DType::f64 : DType::f32;
-    result.allocate(call.x, dtype, call.x.sizes, call.first_axis());
+    result.allocate(call.x, placement, dtype, call.x.sizes, call.first_axis());
   }
-  run<MeanSquareParams>(call, compute_mean_square);
+  run<MeanSquareParams>(call, placement);
   return result.take();
 }
 
 nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weight, nb::handle bias,
                           nb::handle eps, nb::handle axis, nb::handle weight_offset,
-                          nb::handle rounding, nb::handle out, nb::handle out_dtype) {
+                          nb::handle rounding, nb::handle out, nb::handle out_dtype,
+                          nb::handle stream) {
   Call call;
   Output y(call.y);
   read_array(x, "x", Access::read, call.x);
@@ -177,12 +200,12 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   call.axis = read_integer(axis, "axis");
   y.accept(out, "out");
+  const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
-  require_usable(call);
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, y_dtype, call.x.sizes, call.x.rank);
-  run<ForwardParams>(call, compute_forward);
+  if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
+  run<ForwardParams>(call, placement);
   return y.take();
 }
 

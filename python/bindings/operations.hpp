@@ -11,17 +11,18 @@ namespace nb = nanobind;
 nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle eps,
                     nb::handle axis, nb::handle weight_offset, nb::handle rounding,
                     nb::handle partial, nb::handle out, nb::handle out_dtype,
-                    nb::handle return_rstd);
+                    nb::handle return_rstd, nb::handle stream);
 
 nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb::handle bias,
                         nb::handle eps, nb::handle weight_offset, nb::handle rounding,
                         nb::handle round_residual, nb::handle out, nb::handle residual_out,
-                        nb::handle return_rstd);
+                        nb::handle return_rstd, nb::handle stream);
 
-nb::object mean_square(nb::handle x, nb::handle out);
+nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream);
 
 nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weight, nb::handle bias,
                           nb::handle eps, nb::handle axis, nb::handle weight_offset,
-                          nb::handle rounding, nb::handle out, nb::handle out_dtype);
+                          nb::handle rounding, nb::handle out, nb::handle out_dtype,
+                          nb::handle stream);
 
 }  // namespace rmsnorm::python

@@ -3,7 +3,10 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <cuda_devices.hpp>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "errors.hpp"
 #include "frameworks.hpp"
@@ -60,8 +63,56 @@ nb::object new_torch(const ArrayView& like, DType dtype, const std::int64_t* siz
       nb::arg("dtype") = nb::handle(torch()->dtypes[static_cast<int>(dtype)]));
 }
 
+nb::object new_cupy(const ArrayView& like, DType dtype, const std::int64_t* sizes, int rank) {
+  PyObject* descr = numpy_dtype(dtype);
+  if (descr == nullptr)
+    raise(PyExc_ValueError,
+          "out_dtype: CuPy arrays of bfloat16 are made by ml_dtypes; import ml_dtypes first");
+  nb::object device = nb::handle(cupy()->device)(like.device.id);
+  device.attr("__enter__")();
+  nb::object shape = shape_tuple(sizes, rank);
+  PyObject* arguments[] = {shape.ptr(), descr};
+  PyObject* array = PyObject_Vectorcall(cupy()->empty, arguments, 2, nullptr);
+  if (array == nullptr) {
+    nb::python_error error;
+    device.attr("__exit__")(nb::none(), nb::none(), nb::none());
+    throw error;
+  }
+  nb::object result = nb::steal(array);
+  device.attr("__exit__")(nb::none(), nb::none(), nb::none());
+  return result;
+}
+
+nb::object host_memory(std::int64_t bytes, void** data) {
+  *data = ::operator new(static_cast<std::size_t>(bytes), xla_alignment);
+  return nb::capsule(*data, [](void* p) noexcept { ::operator delete(p, xla_alignment); });
+}
+
+struct DeviceMemory {
+  void* data;
+  int device;
+};
+
+// In the stream's order. It is given back in the order of the default stream: the caller's may be
+// gone by then.
+nb::object device_memory(std::int64_t bytes, const Placement& placement, void** data) {
+  auto memory = std::make_unique<DeviceMemory>(DeviceMemory{nullptr, placement.device});
+  const int error =
+      cuda::memory_allocate_async(&memory->data, static_cast<std::size_t>(bytes),
+                                  reinterpret_cast<void*>(placement.stream), placement.device);
+  if (error != 0)
+    raise(PyExc_MemoryError, "result: allocating %lld bytes on cuda:%d failed: %s",
+          static_cast<long long>(bytes), placement.device, cuda_text(error));
+  *data = memory->data;
+  return nb::capsule(memory.release(), [](void* p) noexcept {
+    const std::unique_ptr<DeviceMemory> owned(static_cast<DeviceMemory*>(p));
+    cuda::memory_free_async(owned->data, nullptr, owned->device);
+  });
+}
+
 // Fills `view` with memory of ours, to be handed over when it has been written.
-void allocate_here(DType dtype, const std::int64_t* sizes, int rank, ArrayView& view) {
+void allocate_here(DType dtype, const Placement& placement, const std::int64_t* sizes, int rank,
+                   ArrayView& view) {
   std::int64_t count = 1;
   for (int d = rank - 1; d >= 0; --d) {
     view.sizes[d] = sizes[d];
@@ -70,21 +121,55 @@ void allocate_here(DType dtype, const std::int64_t* sizes, int rank, ArrayView& 
   }
   view.rank = rank;
   view.dtype = dtype;
-  view.device = {dlpack::cpu, 0};
-  const std::int64_t bytes = count * size_in_bytes(dtype);
-  view.data = ::operator new(static_cast<std::size_t>(bytes > 0 ? bytes : 1), xla_alignment);
-  view.owner =
-      nb::capsule(view.data, [](void* data) noexcept { ::operator delete(data, xla_alignment); });
+  const std::int64_t bytes = count > 0 ? count * size_in_bytes(dtype) : 1;
+  if (placement.on_cuda) {
+    view.device = {dlpack::cuda, placement.device};
+    view.owner = device_memory(bytes, placement, &view.data);
+  } else {
+    view.device = {dlpack::cpu, 0};
+    view.owner = host_memory(bytes, &view.data);
+  }
 }
 
-nb::object exported(const ArrayView& view) {
+// What a consumer's from_dlpack is given for memory on CUDA: it asks for its own stream to wait for
+// the one that the result is being written on.
+class DeviceExport {
+ public:
+  DeviceExport(nb::object array, const Placement& placement)
+      : array_(std::move(array)), placement_(placement) {}
+
+  nb::object export_to(nb::handle stream, const nb::kwargs& keywords) const {
+    // DLPack's numbers: 1 and 2 are default streams by those handles as well; -1 wants no order.
+    const long long consumer = stream.is_none() ? 1 : nb::cast<long long>(stream);
+    if (consumer != -1) {
+      const int error =
+          cuda::make_stream_wait(reinterpret_cast<void*>(consumer),
+                                 reinterpret_cast<void*>(placement_.stream), placement_.device);
+      if (error != 0)
+        raise(PyExc_RuntimeError, "result: ordering two streams of cuda:%d failed: %s",
+              placement_.device, cuda_text(error));
+    }
+    return array_.attr("__dlpack__")(**keywords);
+  }
+  nb::tuple device() const {
+    return nb::make_tuple(static_cast<int>(dlpack::cuda), placement_.device);
+  }
+
+ private:
+  nb::object array_;
+  Placement placement_;
+};
+
+nb::object exported(const ArrayView& view, const Placement& placement) {
   std::size_t sizes[max_dimensions];
   for (int d = 0; d < view.rank; ++d) sizes[d] = static_cast<std::size_t>(view.sizes[d]);
   const nb::dlpack::dtype dtype = {
       static_cast<std::uint8_t>(view.dtype == DType::bf16 ? dlpack::bfloat : dlpack::floating),
       static_cast<std::uint8_t>(8 * size_in_bytes(view.dtype)), 1};
-  return nb::cast(nb::ndarray<nb::array_api>(view.data, static_cast<std::size_t>(view.rank), sizes,
-                                             view.owner, view.strides, dtype));
+  nb::object array = nb::cast(
+      nb::ndarray<nb::array_api>(view.data, static_cast<std::size_t>(view.rank), sizes, view.owner,
+                                 view.strides, dtype, view.device.type, view.device.id));
+  return placement.on_cuda ? nb::cast(DeviceExport(std::move(array), placement)) : array;
 }
 
 // Without its x64 mode JAX turns a float64 array into a float32 one as it takes it over.
@@ -124,26 +209,39 @@ void Output::accept(nb::handle out, const char* name) {
   array_ = nb::borrow(out);
 }
 
-void Output::allocate(const ArrayView& like, DType dtype, const std::int64_t* sizes, int rank) {
+void Output::allocate(const ArrayView& like, const Placement& placement, DType dtype,
+                      const std::int64_t* sizes, int rank) {
   like_ = &like;
-  if (like.framework == Framework::numpy) {
-    array_ = new_numpy(dtype, sizes, rank);
-    return read_numpy(array_, "result", Access::write, view_);
+  placement_ = placement;
+  const auto adopt = [&](nb::object array) {
+    array_ = std::move(array);
+    read_array(array_, "result", Access::write, view_);
+    if (view_.pending) read_on_stream(view_, "result", placement.stream);
+  };
+  switch (like.framework) {
+    case Framework::numpy: return adopt(new_numpy(dtype, sizes, rank));
+    case Framework::torch: return adopt(new_torch(like, dtype, sizes, rank));
+    case Framework::cupy: return adopt(new_cupy(like, dtype, sizes, rank));
+    case Framework::jax: require_jax_dtype(dtype); break;
+    case Framework::other: array_namespace(like); break;
   }
-  if (like.framework == Framework::torch) {
-    array_ = new_torch(like, dtype, sizes, rank);
-    return read_array(array_, "result", Access::write, view_);
-  }
-  if (like.framework == Framework::jax) require_jax_dtype(dtype);
-  if (like.framework == Framework::other) array_namespace(like);
-  allocate_here(dtype, sizes, rank, view_);
+  allocate_here(dtype, placement, sizes, rank, view_);
 }
 
 nb::object Output::take() {
   if (like_ == nullptr && view_.framework == Framework::torch) count_write(array_);
   if (array_.is_valid()) return std::move(array_);
-  if (like_->framework == Framework::jax) return nb::handle(jax()->from_dlpack)(exported(view_));
-  return array_namespace(*like_).attr("from_dlpack")(exported(view_));
+  nb::object from_dlpack = like_->framework == Framework::jax
+                               ? nb::borrow(jax()->from_dlpack)
+                               : array_namespace(*like_).attr("from_dlpack");
+  return from_dlpack(exported(view_, placement_));
+}
+
+void define_device_export(nb::module_& m) {
+  nb::class_<DeviceExport>(m, "_DeviceExport")
+      .def("__dlpack__", &DeviceExport::export_to, nb::kw_only(),
+           nb::arg("stream").none() = nb::none(), nb::arg("keywords"))
+      .def("__dlpack_device__", &DeviceExport::device);
 }
 
 }  // namespace rmsnorm::python

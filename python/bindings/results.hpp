@@ -7,6 +7,7 @@
 #include <rmsnorm/contract.hpp>
 
 #include "array_view.hpp"
+#include "placement.hpp"
 
 namespace rmsnorm::python {
 
@@ -21,7 +22,8 @@ class Output {
   bool accepted() const { return array_.is_valid(); }
 
   // Allocates an array like `like`, of this dtype and these sizes, compact in row-major order.
-  void allocate(const ArrayView& like, DType dtype, const std::int64_t* sizes, int rank);
+  void allocate(const ArrayView& like, const Placement& placement, DType dtype,
+                const std::int64_t* sizes, int rank);
 
   nb::object take();
 
@@ -29,6 +31,10 @@ class Output {
   ArrayView& view_;
   nb::object array_;
   const ArrayView* like_ = nullptr;
+  Placement placement_;
 };
+
+// Defines the type by which arrays of our own memory on CUDA are handed over.
+void define_device_export(nb::module_& m);
 
 }  // namespace rmsnorm::python

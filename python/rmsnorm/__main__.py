@@ -6,6 +6,7 @@ import argparse
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import rmsnorm
 from rmsnorm import _core
@@ -17,6 +18,15 @@ def package_directory() -> Path:
     That is beside the extension module: in an editable installation the Python files are elsewhere.
     """
     return Path(_core.__file__).resolve().parent
+
+
+def cuda_summary(cuda: dict[str, Any]) -> str:
+    if not cuda["built"]:
+        return "not in this build"
+    built = f"{cuda['toolkit']} for {', '.join(cuda['architectures'])}"
+    if cuda["driver"] is None:
+        return f"{built}; no driver here"
+    return f"{built}; driver for {cuda['driver']}, {len(cuda['devices'])} devices"
 
 
 def print_versions() -> None:
@@ -31,7 +41,10 @@ def print_versions() -> None:
     print(f"  ISAs here     {', '.join(info['cpu_isas'])}")
     openmp = "" if info["openmp"] else " (built without OpenMP)"
     print(f"  threads       {info['num_threads']}{openmp}")
-    print(f"  CUDA          {'built' if info['cuda']['built'] else 'not in this build'}")
+    print(f"  CUDA          {cuda_summary(info['cuda'])}")
+    for number, device in enumerate(info["cuda"]["devices"]):
+        major, minor = device["compute_capability"]
+        print(f"  cuda:{number}        {device['name']}, compute capability {major}.{minor}")
     print(f"  headers       {package_directory() / 'include'}")
 
 

@@ -11,6 +11,9 @@ DTypeName = Literal["float16", "bfloat16", "float32", "float64"]
 # A name, or a dtype object of NumPy, ml_dtypes, JAX or torch, which share no type.
 DTypeLike = DTypeName | Any
 
+# A torch.cuda.Stream, a cupy.cuda.Stream, an object with __cuda_stream__, or a handle.
+Stream = int | Any
+
 
 class Array(Protocol):
     """An array with the DLPack protocol: NumPy, torch, JAX, CuPy and others."""

@@ -1,0 +1,107 @@
+#include "placement.hpp"
+
+#include <cuda_devices.hpp>
+
+#include "call.hpp"
+#include "errors.hpp"
+#include "frameworks.hpp"
+
+namespace rmsnorm::python {
+namespace {
+
+std::uintptr_t handle_of_integer(nb::handle integer) {
+  const unsigned long long handle = PyLong_AsUnsignedLongLong(integer.ptr());
+  if (handle == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    raise(PyExc_ValueError, "stream: expected the handle of a CUDA stream, >= 0, got %s",
+          nb::repr(integer).c_str());
+  }
+  return static_cast<std::uintptr_t>(handle);
+}
+
+std::uintptr_t handle_of_stream(nb::handle stream) {
+  if (PyLong_Check(stream.ptr()) && !PyBool_Check(stream.ptr())) return handle_of_integer(stream);
+  if (nb::hasattr(stream, "__cuda_stream__")) {
+    // The protocol returns (0, handle); older objects have the tuple as an attribute.
+    nb::object protocol = stream.attr("__cuda_stream__");
+    nb::object pair = PyCallable_Check(protocol.ptr()) ? protocol() : protocol;
+    return handle_of_integer(nb::object(pair[1]));
+  }
+  for (const char* attribute : {"cuda_stream", "ptr"}) {  // torch's, CuPy's
+    nb::object handle = nb::getattr(stream, attribute, nb::none());
+    if (PyLong_Check(handle.ptr())) return handle_of_integer(handle);
+  }
+  raise(PyExc_TypeError,
+        "stream: expected None, the handle of a CUDA stream as an integer, or a stream of torch or "
+        "CuPy, got %s",
+        type_text(stream).c_str());
+}
+
+std::uintptr_t current_stream(const ArrayView& x, int device) {
+  if (x.framework == Framework::torch) {
+    void* stream = nullptr;
+    if (torch()->exchange != nullptr && torch()->exchange->current_stream != nullptr) {
+      if (torch()->exchange->current_stream(dlpack::cuda, device, &stream) != 0)
+        throw nb::python_error();
+      return reinterpret_cast<std::uintptr_t>(stream);
+    }
+    nb::object cuda = nb::module_::import_("torch.cuda");
+    return handle_of_stream(cuda.attr("current_stream")(device));
+  }
+  if (x.framework == Framework::cupy)
+    return handle_of_stream(nb::handle(cupy()->get_current_stream)(device));
+  return 0;
+}
+
+// The array that decides on the device: x, or where that lies in memory of the host, the first
+// one on CUDA.
+const ArrayView* decisive(const Call& call) {
+  for (const Argument argument : array_arguments) {
+    const ArrayView& view = *call.array(argument);
+    if (view.present() && view.on_cuda()) return &view;
+  }
+  return nullptr;
+}
+
+// Whether a kernel on the device can use the array's memory. Managed memory is every device's.
+bool is_reachable(const ArrayView& view, int device) {
+  switch (view.device.type) {
+    case dlpack::cuda: return view.device.id == device;
+    case dlpack::cuda_managed:
+    case dlpack::cuda_host: return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+Placement place(Call& call, nb::handle stream) {
+  bool on_cpu = true;
+  for (const Argument argument : array_arguments) {
+    const ArrayView& view = *call.array(argument);
+    on_cpu = on_cpu && (!view.present() || view.on_cpu());
+  }
+  if (on_cpu) {
+    if (!stream.is_none())
+      raise(PyExc_ValueError, "stream: was given, and all arrays are on the CPU; expected None");
+    return {};
+  }
+  const ArrayView* first = decisive(call);
+  if (first == nullptr) raise_device(call);
+  Placement placement = {true, first->device.id, 0};
+  for (const Argument argument : array_arguments) {
+    const ArrayView& view = *call.array(argument);
+    if (view.present() && !is_reachable(view, placement.device)) raise_device(call);
+  }
+  if (!cuda::build_info().built) raise_without_cuda(call);
+  placement.stream =
+      stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
+  for (const Argument argument : array_arguments) {
+    ArrayView& view = *call.array(argument);
+    if (view.present() && view.pending)
+      read_on_stream(view, call.python_name(argument), placement.stream);
+  }
+  return placement;
+}
+
+}  // namespace rmsnorm::python

@@ -1,0 +1,26 @@
+// Where a call runs: on the CPU, or on a CUDA device and one of its streams.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+namespace rmsnorm::python {
+
+namespace nb = nanobind;
+
+struct Call;
+
+struct Placement {
+  bool on_cuda = false;
+  int device = 0;
+  std::uintptr_t stream = 0;  // a cudaStream_t
+};
+
+// From the devices of the call's arrays, which must agree, and the caller's stream: None, a handle
+// as an integer, or a stream object of torch, CuPy or anything with __cuda_stream__. None is the
+// current stream of x's framework; the default stream where the framework has none to tell. Arrays
+// that waited for the stream are read.
+Placement place(Call& call, nb::handle stream);
+
+}  // namespace rmsnorm::python
