@@ -26,7 +26,7 @@ def test_python():
 
 
 def test_cpp(tmp_path):
-    (function,) = blocks("cpp")
+    function, _ = blocks("cpp")
     program = f"""{function}
 int main() {{
   const float x[6] = {{1, 2, 3, -1, -2, -3}}, weight[3] = {{1, 2, 3}};
@@ -42,6 +42,20 @@ int main() {{
     target = tmp_path / "readme"
     subprocess.run(["g++", "-std=c++17", "-I", include, source, "-o", target], check=True)
     subprocess.run([target], check=True)
+
+
+def test_cuda(tmp_path):
+    """The statement compiles, against the headers of the tests' emulation of the CUDA runtime."""
+    _, code = blocks("cpp")
+    include, call = code.split("\n", 1)
+    program = f"{include}\nvoid call(rmsnorm::ForwardParams p, cudaStream_t stream) {{{call}}}\n"
+    source = tmp_path / "readme.cpp"
+    source.write_text(program)
+    include_dirs = ["-I", path_from_package("--include-dir"), "-I", ROOT / "tests/cuda/emulation"]
+    emulated = ["-DRMSNORM_CUDA_EMULATED=1", "-D__CUDA_ARCH__=900", "-DRMSNORM_COMPILED"]
+    subprocess.run(
+        ["g++", "-std=c++17", "-fsyntax-only", *emulated, *include_dirs, source], check=True
+    )
 
 
 def test_consumer_built_from_the_wheel(tmp_path):
