@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 
 #include "contract.hpp"
@@ -192,6 +193,21 @@ inline bool sizes_equal(const TensorRef& a, const TensorRef& b, int rank) {
   return true;
 }
 
+// Tensors, present or not, whose sizes are the first `rank` ones of another.
+struct SizedLike {
+  const TensorRef& tensor;
+  Argument argument;
+  int rank;
+};
+inline Status check_sizes(const TensorRef& x, std::initializer_list<SizedLike> tensors) {
+  for (const SizedLike& s : tensors) {
+    if (!s.tensor.present()) continue;
+    if (s.tensor.rank != s.rank) return {Code::invalid_rank, s.argument};
+    if (!sizes_equal(x, s.tensor, s.rank)) return {Code::invalid_size, s.argument};
+  }
+  return {};
+}
+
 // weight and bias: the normalised axes of x exactly, leading dimensions broadcast.
 inline Status check_broadcast(const TensorRef& x, int axis, const TensorRef& t, Argument argument) {
   if (t.rank < x.rank - axis || t.rank > x.rank) return {Code::invalid_rank, argument};
@@ -219,16 +235,17 @@ class TensorList {
     return {};
   }
 
-  // The output must not share memory with itself or with any other tensor; inputs named by
-  // `alias_1` and `alias_2` may be exactly the output.
-  Status check_output(Argument output, Argument alias_1, Argument alias_2) const {
+  // The output must not share memory with itself or with any other tensor; the inputs `aliases` may
+  // be exactly the output.
+  Status check_output(Argument output, std::initializer_list<Argument> aliases = {}) const {
     const Entry* out = find(output);
     if (out == nullptr) return {};
     if (overlaps_itself(out->extent)) return {Code::self_overlap, output};
     for (int i = 0; i < count_; ++i) {
       const Entry& other = entries_[i];
       if (&other == out || !overlap(out->extent, other.extent)) continue;
-      const bool may_alias = other.argument == alias_1 || other.argument == alias_2;
+      bool may_alias = false;
+      for (const Argument alias : aliases) may_alias = may_alias || alias == other.argument;
       if (!may_alias || !exact_alias(out->tensor, other.tensor)) return {Code::overlap, output};
     }
     return {};
@@ -248,11 +265,24 @@ class TensorList {
     return nullptr;
   }
 
-  Entry entries_[8];
+  Entry entries_[12];
   int count_ = 0;
 };
 
 inline bool is_statistic(DType t) { return t == DType::f32 || t == DType::f64; }
+
+inline bool is_f64(const TensorRef& t) { return t.present() && t.dtype == DType::f64; }
+
+// The options that forward and backward share.
+inline Status check_options(double eps, double weight_offset, bool has_weight, double partial,
+                            bool has_mean_square) {
+  if (!(eps >= 0.0) || !is_finite(eps)) return {Code::invalid_value, Argument::eps};
+  if (!is_finite(weight_offset)) return {Code::invalid_value, Argument::weight_offset};
+  if (weight_offset != 0.0 && !has_weight) return {Code::unexpected, Argument::weight_offset};
+  if (!(partial > 0.0 && partial <= 1.0)) return {Code::invalid_value, Argument::partial};
+  if (partial < 1.0 && has_mean_square) return {Code::unexpected, Argument::partial};
+  return {};
+}
 
 }  // namespace detail
 
@@ -266,11 +296,15 @@ inline std::int64_t row_count(const ConstTensor& x, std::int32_t axis) {
 
 // double as soon as one of the tensors with n elements a row is double.
 inline DType compute_type(const ForwardParams& p) {
-  const auto is_f64 = [](bool present, DType t) { return present && t == DType::f64; };
-  const bool f64 =
-      is_f64(p.x.present(), p.x.dtype) || is_f64(p.residual.present(), p.residual.dtype) ||
-      is_f64(p.weight.present(), p.weight.dtype) || is_f64(p.bias.present(), p.bias.dtype) ||
-      is_f64(p.y.present(), p.y.dtype) || is_f64(p.residual_out.present(), p.residual_out.dtype);
+  using detail::is_f64;
+  const bool f64 = is_f64(p.x) || is_f64(p.residual) || is_f64(p.weight) || is_f64(p.bias) ||
+                   is_f64(p.y) || is_f64(p.residual_out);
+  return f64 ? DType::f64 : DType::f32;
+}
+inline DType compute_type(const BackwardParams& p) {
+  using detail::is_f64;
+  const bool f64 = is_f64(p.dy) || is_f64(p.x) || is_f64(p.residual) || is_f64(p.weight) ||
+                   is_f64(p.d_residual) || is_f64(p.dx) || is_f64(p.dweight) || is_f64(p.dbias);
   return f64 ? DType::f64 : DType::f32;
 }
 
@@ -302,20 +336,12 @@ inline Status check(const ForwardParams& p) {
     return status;
   }
 
-  struct Shape {
-    const detail::TensorRef& tensor;
-    Argument argument;
-    int rank;
-  };
-  const Shape shapes[] = {{residual, Argument::residual, x.rank},
-                          {y, Argument::y, x.rank},
-                          {residual_out, Argument::residual_out, x.rank},
-                          {rstd, Argument::rstd, axis},
-                          {mean_square, Argument::mean_square, axis}};
-  for (const Shape& s : shapes) {
-    if (!s.tensor.present()) continue;
-    if (s.tensor.rank != s.rank) return {Code::invalid_rank, s.argument};
-    if (!detail::sizes_equal(x, s.tensor, s.rank)) return {Code::invalid_size, s.argument};
+  if (failed(detail::check_sizes(x, {{residual, Argument::residual, x.rank},
+                                     {y, Argument::y, x.rank},
+                                     {residual_out, Argument::residual_out, x.rank},
+                                     {rstd, Argument::rstd, axis},
+                                     {mean_square, Argument::mean_square, axis}}))) {
+    return status;
   }
   if (p.weight.present() && failed(check_broadcast(p.x, axis, p.weight, Argument::weight)))
     return status;
@@ -329,20 +355,17 @@ inline Status check(const ForwardParams& p) {
     return {Code::unexpected, Argument::residual_out};
   }
 
-  if (!(p.eps >= 0.0) || !detail::is_finite(p.eps)) return {Code::invalid_value, Argument::eps};
-  if (!detail::is_finite(p.weight_offset)) return {Code::invalid_value, Argument::weight_offset};
-  if (p.weight_offset != 0.0 && !p.weight.present()) {
-    return {Code::unexpected, Argument::weight_offset};
+  if (failed(detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                   p.mean_square.present()))) {
+    return status;
   }
-  if (!(p.partial > 0.0 && p.partial <= 1.0)) return {Code::invalid_value, Argument::partial};
-  if (p.partial < 1.0 && p.mean_square.present()) return {Code::unexpected, Argument::partial};
   if (static_cast<std::int32_t>(p.rounding) < 0 || p.rounding > Rounding::rstd) {
     return {Code::invalid_value, Argument::rounding};
   }
 
-  if (failed(tensors.check_output(Argument::y, Argument::x, Argument::residual)) ||
-      failed(tensors.check_output(Argument::residual_out, Argument::x, Argument::residual)) ||
-      failed(tensors.check_output(Argument::rstd, Argument::none, Argument::none))) {
+  if (failed(tensors.check_output(Argument::y, {Argument::x, Argument::residual})) ||
+      failed(tensors.check_output(Argument::residual_out, {Argument::x, Argument::residual})) ||
+      failed(tensors.check_output(Argument::rstd))) {
     return status;
   }
   return {};
@@ -363,7 +386,102 @@ inline Status check(const MeanSquareParams& p) {
   if (!detail::sizes_equal(p.x, out, axis)) return {Code::invalid_size, Argument::mean_square};
   if (!detail::is_statistic(out.dtype)) return {Code::invalid_dtype, Argument::mean_square};
   if (!(p.partial > 0.0 && p.partial <= 1.0)) return {Code::invalid_value, Argument::partial};
-  return tensors.check_output(Argument::mean_square, Argument::none, Argument::none);
+  return tensors.check_output(Argument::mean_square);
+}
+
+// What backward() would refuse of the tensors and options. How large the workspace must be is for
+// the CPU and for CUDA to say.
+inline Status check(const BackwardParams& p) {
+  if (!p.x.present()) return {Code::missing, Argument::x};
+  if (!p.dy.present()) return {Code::missing, Argument::dy};
+  if (!p.dx.present()) return {Code::missing, Argument::dx};
+  if (p.x.rank < 1 || p.x.rank > max_rank) return {Code::invalid_rank, Argument::x};
+  const int axis = detail::first_axis(p.x, p.axis);
+  if (axis < 0) return {Code::invalid_value, Argument::axis};
+
+  const detail::TensorRef x(p.x), dy(p.dy), residual(p.residual), weight(p.weight), rstd(p.rstd);
+  const detail::TensorRef mean_square(p.mean_square), d_residual(p.d_residual), dx(p.dx);
+  const detail::TensorRef dweight(p.dweight), dbias(p.dbias), d_mean_square(p.d_mean_square);
+  detail::TensorList tensors;
+  Status status;
+  const auto failed = [&status](Status s) {
+    status = s;
+    return !s.ok();
+  };
+  if (failed(tensors.add(x, Argument::x)) || failed(tensors.add(dy, Argument::dy)) ||
+      failed(tensors.add(residual, Argument::residual)) ||
+      failed(tensors.add(weight, Argument::weight)) || failed(tensors.add(rstd, Argument::rstd)) ||
+      failed(tensors.add(mean_square, Argument::mean_square)) ||
+      failed(tensors.add(d_residual, Argument::d_residual)) ||
+      failed(tensors.add(dx, Argument::dx)) || failed(tensors.add(dweight, Argument::dweight)) ||
+      failed(tensors.add(dbias, Argument::dbias)) ||
+      failed(tensors.add(d_mean_square, Argument::d_mean_square))) {
+    return status;
+  }
+
+  if (failed(detail::check_sizes(x, {{dy, Argument::dy, x.rank},
+                                     {residual, Argument::residual, x.rank},
+                                     {d_residual, Argument::d_residual, x.rank},
+                                     {dx, Argument::dx, x.rank},
+                                     {rstd, Argument::rstd, axis},
+                                     {mean_square, Argument::mean_square, axis},
+                                     {d_mean_square, Argument::d_mean_square, axis}}))) {
+    return status;
+  }
+  if (weight.present() && failed(detail::check_broadcast(x, axis, weight, Argument::weight))) {
+    return status;
+  }
+  if (dweight.present() && !weight.present()) return {Code::unexpected, Argument::dweight};
+  if (dweight.present() && dweight.rank != weight.rank) {
+    return {Code::invalid_rank, Argument::dweight};
+  }
+  if (dweight.present() && !detail::sizes_equal(weight, dweight, weight.rank)) {
+    return {Code::invalid_size, Argument::dweight};
+  }
+  if (dbias.present() && failed(detail::check_broadcast(x, axis, dbias, Argument::dbias))) {
+    return status;
+  }
+  if (d_mean_square.present() && !mean_square.present()) {
+    return {Code::unexpected, Argument::d_mean_square};
+  }
+  for (const auto& s : {detail::SizedLike{rstd, Argument::rstd, axis},
+                        detail::SizedLike{mean_square, Argument::mean_square, axis},
+                        detail::SizedLike{d_mean_square, Argument::d_mean_square, axis}}) {
+    if (s.tensor.present() && !detail::is_statistic(s.tensor.dtype)) {
+      return {Code::invalid_dtype, s.argument};
+    }
+  }
+  if (failed(detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                   p.mean_square.present())) ||
+      failed(tensors.check_output(
+          Argument::dx, {Argument::dy, Argument::x, Argument::residual, Argument::d_residual})) ||
+      failed(tensors.check_output(Argument::dweight)) ||
+      failed(tensors.check_output(Argument::dbias)) ||
+      failed(tensors.check_output(Argument::d_mean_square))) {
+    return status;
+  }
+  return {};
+}
+
+// Whether p.workspace has `needed` bytes and shares memory with no tensor of p, which was checked.
+inline Status check_workspace(const BackwardParams& p, std::int64_t needed) {
+  if (needed == 0) return {};
+  if (p.workspace_bytes < needed) return {Code::invalid_size, Argument::workspace};
+  if (p.workspace == nullptr) return {Code::null_data, Argument::workspace};
+  if (reinterpret_cast<std::uintptr_t>(p.workspace) % 64 != 0) {
+    return {Code::invalid_value, Argument::workspace};
+  }
+  Tensor memory = vector(static_cast<float*>(p.workspace), needed / 4);
+  detail::TensorList tensors;
+  Status status = tensors.add(memory, Argument::workspace);
+  for (const auto& s :
+       {detail::TensorRef(p.x), detail::TensorRef(p.dy), detail::TensorRef(p.residual),
+        detail::TensorRef(p.weight), detail::TensorRef(p.rstd), detail::TensorRef(p.mean_square),
+        detail::TensorRef(p.d_residual), detail::TensorRef(p.dx), detail::TensorRef(p.dweight),
+        detail::TensorRef(p.dbias), detail::TensorRef(p.d_mean_square)}) {
+    if (status.ok()) status = tensors.add(s, Argument::none);
+  }
+  return status.ok() ? tensors.check_output(Argument::workspace) : status;
 }
 
 }  // namespace rmsnorm

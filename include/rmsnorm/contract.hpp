@@ -200,6 +200,15 @@ enum class Argument : std::int32_t {
   rounding,
   rows,
   isa,
+  dy,
+  d_residual,
+  dx,
+  dweight,
+  dbias,
+  d_mean_square,
+  workspace,
+  blocks,
+  columns,
 };
 
 enum class Code : std::int32_t {
@@ -254,6 +263,15 @@ constexpr const char* name(Argument a) {
     case Argument::rounding: return "rounding";
     case Argument::rows: return "row range";
     case Argument::isa: return "isa";
+    case Argument::dy: return "dy";
+    case Argument::d_residual: return "d_residual";
+    case Argument::dx: return "dx";
+    case Argument::dweight: return "dweight";
+    case Argument::dbias: return "dbias";
+    case Argument::d_mean_square: return "d_mean_square";
+    case Argument::workspace: return "workspace";
+    case Argument::blocks: return "block range";
+    case Argument::columns: return "column range";
   }
   return "unknown";
 }
@@ -317,6 +335,55 @@ struct MeanSquareParams {
   Tensor mean_square;      // sizes of x without its normalised axes; f32 or f64
   std::int32_t axis = -1;  // first normalised axis
   double partial = 1.0;
+};
+
+// Backward: the gradients of the formula without its roundings, through which gradients pass
+// unchanged. For every row, with xhat = x * rstd, w = weight_offset + weight, g = dy * w and k the
+// number of counted elements:
+//
+//     c           = (g[0] * xhat[0] + ... + g[n-1] * xhat[n-1]) / k
+//     dx[i]       = (g[i] - c * xhat[i]) * rstd + d_residual[i]        i < k
+//     dx[i]       =  g[i] * rstd                + d_residual[i]        i >= k, or mean_square given
+//     dweight[i]  = sum of dy[i] * xhat[i] over the rows that share weight[i]
+//     dbias[i]    = sum of dy[i] over the rows that share bias[i]
+//     d_mean_square = -rstd^2 / 2 * (g[0] * xhat[0] + ... + g[n-1] * xhat[n-1])
+//
+// dx is the gradient of x and of a residual that was added to it: both get the same.
+//
+// The compute type is float, or double as soon as one of the tensors with n elements a row is f64.
+// g and xhat are rounded to it, c is summed as numerics.md says and rounded once, the rest is
+// fma(-c, xhat, g), a product and, with d_residual, an fma in its place; dx is rounded once.
+//
+// dweight and dbias are summed in the compute type over blocks of rows, in ascending order, and the
+// blocks' sums then in double, rounded once to the output. The blocks depend on the sizes alone, so
+// that the result is the same for any number of threads.
+//
+// Sizes: dy, residual, d_residual and dx have those of x; rstd, mean_square and d_mean_square those
+// of x without its normalised axes; dweight has the sizes of weight, dbias those that a bias may
+// have.
+//
+// Aliasing: dx may be dy, x, residual or d_residual itself. Any other overlap of an output or of
+// the workspace with another tensor is refused.
+struct BackwardParams {
+  ConstTensor dy;           // gradient of y
+  ConstTensor x;            // what was normalised: forward's x, or its rounded residual_out
+  ConstTensor residual;     // absent, or: x + residual, not rounded, was (round_residual = false)
+  ConstTensor weight;       // absent: ones
+  ConstTensor rstd;         // f32 or f64, as forward returned it; absent: computed from x
+  ConstTensor mean_square;  // absent, or forward's, f32 or f64: rstd then does not depend on x
+  ConstTensor d_residual;   // absent, or the gradient of residual_out, added to dx
+  Tensor dx;                // any of the four dtypes
+  Tensor dweight;           // absent: not computed; allowed only with weight; any dtype
+  Tensor dbias;             // absent: not computed; any dtype
+  Tensor d_mean_square;     // absent: not computed; allowed only with mean_square; f32 or f64
+  // Memory for the sums of blocks, where dweight or dbias is present: of at least as many bytes as
+  // the function backward_workspace of the CPU or of CUDA says, at a multiple of 64 bytes.
+  void* workspace = nullptr;
+  std::int64_t workspace_bytes = 0;
+  std::int32_t axis = -1;      // as in forward
+  double eps = 1e-6;           // as in forward; with rstd it matters where that is out of range
+  double weight_offset = 0.0;  // as in forward
+  double partial = 1.0;        // as in forward
 };
 
 }  // namespace rmsnorm

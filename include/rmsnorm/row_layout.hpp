@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "check.hpp"
 
@@ -19,6 +20,12 @@ enum Role : int {
   role_y,
   role_residual_out,
   role_rstd,
+  role_dy,
+  role_d_residual,
+  role_dx,
+  role_dweight,
+  role_dbias,
+  role_d_mean_square,
   role_none
 };
 constexpr int role_count = role_none;
@@ -67,6 +74,24 @@ class RowLayout {
   // A tensor with one element a row.
   void add_per_row(Role role, const TensorRef& t) {
     if (t.present()) add_rows(role, t, t.rank);
+  }
+
+  // Moves the row dimensions over which one of these tensors varies before all others, after all
+  // tensors were added.
+  void put_first(std::initializer_list<Role> roles) {
+    int place = 0;
+    for (int d = 0; d < row_rank_; ++d) {
+      if (!varies(roles, d)) continue;
+      for (int i = d; i > place; --i) swap_rows(i - 1, i);
+      ++place;
+    }
+  }
+
+  // How many leading row dimensions one of these tensors varies over.
+  int leading(std::initializer_list<Role> roles) const {
+    int d = 0;
+    while (d < row_rank_ && varies(roles, d)) ++d;
+    return d;
   }
 
   // Merges row dimensions that every tensor walks as one, after all tensors were added.
@@ -152,6 +177,26 @@ class RowLayout {
       o.row_strides[d] = broadcast ? 0 : t.strides[d - missing] * size_in_bytes(t.dtype);
     }
     return o;
+  }
+
+  bool varies(std::initializer_list<Role> roles, int d) const {
+    for (const Role role : roles) {
+      const Operand& o = operands_[role];
+      if (o.present && row_sizes_[d] != 1 && o.row_strides[d] != 0) return true;
+    }
+    return false;
+  }
+
+  void swap_rows(int a, int b) {
+    const auto swap = [a, b](std::int64_t* values) {
+      const std::int64_t value = values[a];
+      values[a] = values[b];
+      values[b] = value;
+    };
+    swap(row_sizes_);
+    for (Operand& o : operands_) {
+      if (o.present) swap(o.row_strides);
+    }
   }
 
   bool mergeable(int outer, int inner) const {
