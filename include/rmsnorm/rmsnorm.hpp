@@ -34,6 +34,33 @@ Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
 Status mean_square(const MeanSquareParams& p, std::int64_t row_begin, std::int64_t row_end,
                    Isa isa) noexcept;
 
+// Backward works on blocks of rows, in whatever split over threads, and then, where dweight or
+// dbias is present, sums what all blocks left in the workspace:
+//
+//   p.workspace_bytes = rmsnorm::cpu::backward_workspace(p);  // and p.workspace, at 64 bytes
+//   status = rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p));
+//   if (status.ok()) status = rmsnorm::cpu::backward_reduce(p, 0, n);
+//
+// The numbers of blocks and bytes depend on sizes and dtypes alone; they are 0 for parameters that
+// check() refuses, bytes also without dweight and dbias.
+std::int64_t backward_blocks(const BackwardParams& p) noexcept;
+std::int64_t backward_workspace(const BackwardParams& p) noexcept;
+
+// Writes dx and d_mean_square of the rows of blocks [block_begin, block_end), and their sums to the
+// workspace. On any error nothing is written; beyond those of check(): Argument::blocks for a range
+// outside of the blocks, Argument::workspace for one that is missing (null_data), too small
+// (invalid_size), unaligned (invalid_value) or over a tensor (overlap), and isa_unavailable.
+Status backward(const BackwardParams& p, std::int64_t block_begin, std::int64_t block_end) noexcept;
+Status backward(const BackwardParams& p, std::int64_t block_begin, std::int64_t block_end,
+                Isa isa) noexcept;
+
+// Writes columns [column_begin, column_end) of the n normalised elements of every row of dweight
+// and dbias, once all blocks are done. Errors as backward(), with Argument::columns.
+Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
+                       std::int64_t column_end) noexcept;
+Status backward_reduce(const BackwardParams& p, std::int64_t column_begin, std::int64_t column_end,
+                       Isa isa) noexcept;
+
 }  // namespace cpu
 }  // namespace rmsnorm
 

@@ -12,9 +12,6 @@
 namespace rmsnorm_test {
 namespace {
 
-// Longer than the widest vector of the narrowest type, twice.
-constexpr int margin = 64;
-
 int first_normalised(const Case& c) {
   return c.axis < 0 ? c.axis + static_cast<int>(c.sizes.size()) : c.axis;
 }
@@ -23,13 +20,6 @@ std::int64_t product(const std::vector<std::int64_t>& v, int begin, int end) {
   std::int64_t p = 1;
   for (int d = begin; d < end; ++d) p *= v[static_cast<std::size_t>(d)];
   return p;
-}
-
-GuardedTensor allocate(const TensorSpec& spec, const std::vector<std::int64_t>& sizes, int outer,
-                       int around) {
-  if (!spec.present) return {};
-  return {spec.dtype,  sizes,  strides_of(spec.layout, sizes, outer),
-          spec.offset, around, spec.shift};
 }
 
 // The memory of an alias, seen as the output's dtype.
@@ -45,6 +35,19 @@ std::vector<Range> elements_of(const std::vector<Range>& rows, std::int64_t per_
   return elements;
 }
 
+const char* name(Alias a) {
+  return a == Alias::none ? "own memory" : a == Alias::x ? "x" : "residual";
+}
+
+}  // namespace
+
+GuardedTensor allocate(const TensorSpec& spec, const std::vector<std::int64_t>& sizes, int outer,
+                       int margin) {
+  if (!spec.present) return {};
+  return {spec.dtype,  sizes,  strides_of(spec.layout, sizes, outer),
+          spec.offset, margin, spec.shift};
+}
+
 std::vector<double> values_of(const GuardedTensor& t) {
   std::vector<double> v(static_cast<std::size_t>(t.count()));
   for (std::size_t i = 0; i < v.size(); ++i) v[i] = t.value(static_cast<std::int64_t>(i));
@@ -57,19 +60,15 @@ std::vector<std::uint64_t> bits_of(const GuardedTensor& t) {
   return v;
 }
 
-void append(std::ostringstream& out, const char* what, const TensorSpec& spec) {
-  if (!spec.present) return;
+std::string describe(const char* what, const TensorSpec& spec) {
+  if (!spec.present) return "";
+  std::ostringstream out;
   out << ' ' << what << '=' << rmsnorm::name(spec.dtype);
   if (spec.layout != Layout::contiguous) out << '/' << name(spec.layout);
   if (spec.offset != 0) out << '+' << spec.offset;
   if (spec.shift != 0) out << '+' << spec.shift << " bytes";
+  return out.str();
 }
-
-const char* name(Alias a) {
-  return a == Alias::none ? "own memory" : a == Alias::x ? "x" : "residual";
-}
-
-}  // namespace
 
 int Case::outer() const { return first_normalised(*this); }
 std::int64_t Case::rows() const { return product(sizes, 0, outer()); }
@@ -87,14 +86,14 @@ std::string describe(const Case& c) {
   out << '(';
   for (std::size_t d = 0; d < c.sizes.size(); ++d) out << (d > 0 ? "," : "") << c.sizes[d];
   out << ") axis=" << c.axis;
-  append(out, "x", c.x);
-  append(out, "residual", c.residual);
-  append(out, "weight", c.weight);
-  append(out, "bias", c.bias);
-  append(out, "mean_square", c.mean_square);
-  append(out, "y", c.y);
-  append(out, "residual_out", c.residual_out);
-  append(out, "rstd", c.rstd);
+  out << describe("x", c.x);
+  out << describe("residual", c.residual);
+  out << describe("weight", c.weight);
+  out << describe("bias", c.bias);
+  out << describe("mean_square", c.mean_square);
+  out << describe("y", c.y);
+  out << describe("residual_out", c.residual_out);
+  out << describe("rstd", c.rstd);
   out << " rounding=" << static_cast<int>(c.rounding)
       << " broadcast=" << static_cast<int>(c.broadcast) << " eps=" << c.eps
       << " weight_offset=" << c.weight_offset << " partial=" << c.partial
@@ -106,11 +105,11 @@ std::string describe(const Case& c) {
   return out.str();
 }
 
-std::vector<std::int64_t> weight_sizes(const Case& c) {
+std::vector<std::int64_t> weight_sizes(const Case& c, Broadcast broadcast) {
   const auto first = c.sizes.begin() + c.outer();
   std::vector<std::int64_t> sizes(first, c.sizes.end());
-  if (c.outer() == 0 || c.broadcast == Broadcast::shared) return sizes;
-  if (c.broadcast == Broadcast::per_head) {
+  if (c.outer() == 0 || broadcast == Broadcast::shared) return sizes;
+  if (broadcast == Broadcast::per_head) {
     sizes.insert(sizes.begin(), *(first - 1));
     return sizes;
   }
@@ -119,9 +118,9 @@ std::vector<std::int64_t> weight_sizes(const Case& c) {
   return sizes;
 }
 
-std::int64_t weight_start(const Case& c, std::int64_t row) {
-  if (c.outer() == 0 || c.broadcast == Broadcast::shared) return 0;
-  if (c.broadcast == Broadcast::per_head) {
+std::int64_t weight_start(const Case& c, std::int64_t row, Broadcast broadcast) {
+  if (c.outer() == 0 || broadcast == Broadcast::shared) return 0;
+  if (broadcast == Broadcast::per_head) {
     return row % c.sizes[static_cast<std::size_t>(c.outer() - 1)] * c.n();
   }
   return row / (c.rows() / c.sizes[0]) * c.n();
@@ -136,16 +135,16 @@ ForwardProblem::ForwardProblem(const Case& c, std::uint64_t seed) : case_(c) {
   const bool x_written = c.y_over == Alias::x || c.residual_out_over == Alias::x;
   const bool residual_written =
       c.y_over == Alias::residual || c.residual_out_over == Alias::residual;
-  x = allocate(c.x, c.sizes, outer, x_written ? margin : 0);
-  residual = allocate(c.residual, c.sizes, outer, residual_written ? margin : 0);
+  x = allocate(c.x, c.sizes, outer, x_written ? canary_margin : 0);
+  residual = allocate(c.residual, c.sizes, outer, residual_written ? canary_margin : 0);
   weight = allocate(c.weight, w_sizes, w_outer, 0);
   bias = allocate(c.bias, w_sizes, w_outer, 0);
   mean_square = allocate(c.mean_square, row_sizes, outer, 0);
-  if (c.y_over == Alias::none) y_ = allocate(c.y, c.sizes, outer, margin);
+  if (c.y_over == Alias::none) y_ = allocate(c.y, c.sizes, outer, canary_margin);
   if (c.residual_out_over == Alias::none) {
-    residual_out_ = allocate(c.residual_out, c.sizes, outer, margin);
+    residual_out_ = allocate(c.residual_out, c.sizes, outer, canary_margin);
   }
-  rstd_ = allocate(c.rstd, row_sizes, outer, margin);
+  rstd_ = allocate(c.rstd, row_sizes, outer, canary_margin);
 
   Random random(seed);
   const std::int64_t n = std::max<std::int64_t>(c.n(), 1);

@@ -67,10 +67,31 @@ std::string describe(const Case& c);
 bool result_is_checked(const Case& c);
 
 // Sizes of weight and bias of the case.
-std::vector<std::int64_t> weight_sizes(const Case& c);
+std::vector<std::int64_t> weight_sizes(const Case& c, Broadcast broadcast);
+inline std::vector<std::int64_t> weight_sizes(const Case& c) {
+  return weight_sizes(c, c.broadcast);
+}
 
 // Position of the weight row that belongs to a row of x, times n.
-std::int64_t weight_start(const Case& c, std::int64_t row);
+std::int64_t weight_start(const Case& c, std::int64_t row, Broadcast broadcast);
+inline std::int64_t weight_start(const Case& c, std::int64_t row) {
+  return weight_start(c, row, c.broadcast);
+}
+
+// Memory of these sizes, the first `outer` of which are dimensions of rows, with `margin` elements
+// of canary around it.
+GuardedTensor allocate(const TensorSpec& spec, const std::vector<std::int64_t>& sizes, int outer,
+                       int margin);
+
+// All elements, by their row-major position.
+std::vector<double> values_of(const GuardedTensor& t);
+std::vector<std::uint64_t> bits_of(const GuardedTensor& t);
+
+// " what=dtype/layout", nothing for an absent tensor.
+std::string describe(const char* what, const TensorSpec& spec);
+
+// Longer than the widest vector of the narrowest type, twice.
+constexpr int canary_margin = 64;
 
 // Values in row-major order; empty when absent.
 struct Inputs {

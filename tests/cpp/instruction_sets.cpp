@@ -1,5 +1,6 @@
 #include "instruction_sets.hpp"
 
+#include "gradient_implementations.hpp"
 #include "implementations.hpp"
 
 namespace rmsnorm_test {
@@ -26,6 +27,29 @@ const std::vector<Implementation>& implementations() {
                       },
                       [name](ForwardProblem& problem, const Implementation::Forward& forward) {
                         return problem.run(forward, name);
+                      }});
+    }
+    return each;
+  }();
+  return all;
+}
+
+const std::vector<GradientImplementation>& gradient_implementations() {
+  static const std::vector<GradientImplementation> all = [] {
+    std::vector<GradientImplementation> each;
+    for (const Isa isa : available_isas()) {
+      const std::string name = rmsnorm::cpu::name(isa);
+      each.push_back({name, rmsnorm::cpu::backward_workspace,
+                      [isa](const rmsnorm::BackwardParams& p) {
+                        std::int64_t n = 1;
+                        const int axis = p.axis < 0 ? p.axis + p.x.rank : p.axis;
+                        for (int d = axis; d < p.x.rank; ++d) n *= p.x.sizes[d];
+                        const std::int64_t blocks = rmsnorm::cpu::backward_blocks(p);
+                        const rmsnorm::Status status = rmsnorm::cpu::backward(p, 0, blocks, isa);
+                        return status.ok() ? rmsnorm::cpu::backward_reduce(p, 0, n, isa) : status;
+                      },
+                      [name](BackwardProblem& problem, const BackwardProblem::Compute& backward) {
+                        return problem.run(backward, name);
                       }});
     }
     return each;

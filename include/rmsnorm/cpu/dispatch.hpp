@@ -8,6 +8,7 @@
 #endif
 
 #include "../rmsnorm.hpp"
+#include "backward.hpp"
 #include "float_environment.hpp"
 #include "forward.hpp"
 #include "scalar.hpp"
@@ -40,21 +41,24 @@ inline const KernelTable& kernels(Isa isa) {
   }
 }
 
-// What remains to be checked once the parameters are known to be good.
-inline Status check_call(const ConstTensor& x, std::int32_t axis, std::int64_t row_begin,
-                         std::int64_t row_end, IsaChoice choice) {
-  if (row_begin < 0 || row_end < row_begin || row_end > row_count(x, axis)) {
-    return {Code::invalid_value, Argument::rows};
-  }
+// What remains to be checked once the parameters are known to be good: a range of `count` rows,
+// blocks or columns.
+inline Status check_call(std::int64_t begin, std::int64_t end, std::int64_t count,
+                         Argument argument, IsaChoice choice) {
+  if (begin < 0 || end < begin || end > count) return {Code::invalid_value, argument};
   if (!choice.ok || !available(choice.isa)) return {Code::isa_unavailable, Argument::isa};
   return {};
+}
+inline Status check_rows(const ConstTensor& x, std::int32_t axis, std::int64_t row_begin,
+                         std::int64_t row_end, IsaChoice choice) {
+  return check_call(row_begin, row_end, row_count(x, axis), Argument::rows, choice);
 }
 
 inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
                           IsaChoice choice) {
   const FloatEnvironment environment;
   Status status = check(p);
-  if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
+  if (status.ok()) status = check_rows(p.x, p.axis, row_begin, row_end, choice);
   if (!status.ok() || row_begin == row_end) return status;
   return forward_rows(p, row_begin, row_end, kernels(choice.isa));
 }
@@ -63,7 +67,7 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
                               std::int64_t row_end, IsaChoice choice) {
   const FloatEnvironment environment;
   Status status = check(p);
-  if (status.ok()) status = check_call(p.x, p.axis, row_begin, row_end, choice);
+  if (status.ok()) status = check_rows(p.x, p.axis, row_begin, row_end, choice);
   if (!status.ok() || row_begin == row_end) return status;
   RowLayout layout(p.x, p.axis);
   layout.add(role_x, p.x);
@@ -72,6 +76,31 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
   const auto run = p.x.dtype == DType::f64 ? mean_square_rows<double> : mean_square_rows<float>;
   run(p, layout, row_begin, row_end, kernels(choice.isa));
   return status;
+}
+
+inline Status run_backward(const BackwardParams& p, std::int64_t block_begin,
+                           std::int64_t block_end, IsaChoice choice) {
+  const FloatEnvironment environment;
+  Status status = check(p);
+  if (!status.ok()) return status;
+  const RowLayout layout = layout_of(p);
+  const std::int64_t blocks = gradient_blocks(layout).count();
+  status = check_call(block_begin, block_end, blocks, Argument::blocks, choice);
+  if (status.ok()) status = check_workspace(p, workspace_bytes(p, layout));
+  if (!status.ok() || block_begin == block_end) return status;
+  return backward_of_blocks(p, layout, block_begin, block_end, kernels(choice.isa));
+}
+
+inline Status run_backward_reduce(const BackwardParams& p, std::int64_t column_begin,
+                                  std::int64_t column_end, IsaChoice choice) {
+  const FloatEnvironment environment;
+  Status status = check(p);
+  if (!status.ok()) return status;
+  const RowLayout layout = layout_of(p);
+  status = check_call(column_begin, column_end, layout.n(), Argument::columns, choice);
+  if (status.ok()) status = check_workspace(p, workspace_bytes(p, layout));
+  if (!status.ok() || column_begin == column_end) return status;
+  return reduce_blocks(p, layout, column_begin, column_end, kernels(choice.isa));
 }
 
 }  // namespace detail
@@ -91,6 +120,28 @@ RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_be
 RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_begin,
                                   std::int64_t row_end, Isa isa) noexcept {
   return detail::run_mean_square(p, row_begin, row_end, {isa, true});
+}
+RMSNORM_INLINE std::int64_t backward_blocks(const BackwardParams& p) noexcept {
+  return check(p).ok() ? detail::gradient_blocks(detail::layout_of(p)).count() : 0;
+}
+RMSNORM_INLINE std::int64_t backward_workspace(const BackwardParams& p) noexcept {
+  return check(p).ok() ? detail::workspace_bytes(p, detail::layout_of(p)) : 0;
+}
+RMSNORM_INLINE Status backward(const BackwardParams& p, std::int64_t block_begin,
+                               std::int64_t block_end) noexcept {
+  return detail::run_backward(p, block_begin, block_end, active_isa());
+}
+RMSNORM_INLINE Status backward(const BackwardParams& p, std::int64_t block_begin,
+                               std::int64_t block_end, Isa isa) noexcept {
+  return detail::run_backward(p, block_begin, block_end, {isa, true});
+}
+RMSNORM_INLINE Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
+                                      std::int64_t column_end) noexcept {
+  return detail::run_backward_reduce(p, column_begin, column_end, active_isa());
+}
+RMSNORM_INLINE Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
+                                      std::int64_t column_end, Isa isa) noexcept {
+  return detail::run_backward_reduce(p, column_begin, column_end, {isa, true});
 }
 
 }  // namespace cpu

@@ -87,6 +87,35 @@ struct ApplyRows {
 };
 using Apply = void (*)(const ApplyRows& a);
 
+// One row of a backward pass after the other: dy, x, d_residual and dx of one dtype T, the weight
+// absent, of T or f32. g = dy * (offset + w) and xhat = x * rstd are rounded to the compute type.
+// Order of a row's elements in 32 lanes and in the sums of dweight and dbias: `GradientOrder`.
+struct GradientRows {
+  const char* dy;
+  const char* x;
+  const char* w;
+  const char* d_residual;  // null: absent
+  char* dx;
+  std::int64_t dy_stride, x_stride, w_stride, d_residual_stride, dx_stride;
+  std::int64_t n, rows;
+  const double* rstd;
+  double* correlations;  // sum of g * xhat of each row, then c: that over k, rounded to C
+  double offset;
+  // To which dy * xhat and dy are added, n elements of the compute type padded to whole sets of
+  // lanes, 64-byte aligned; null: not wanted.
+  char* dweight;
+  char* dbias;
+};
+using GradientKernel = void (*)(const GradientRows& a);
+
+// Where element i lies in a set of 32: bf16 is read in pairs, whose even elements make one register
+// and whose odd ones another, so that it is taken as 16 even elements and 16 odd ones.
+enum class GradientOrder : int { in_order = 0, pairs = 1 };
+
+constexpr std::int64_t place_in_order(std::int64_t i, GradientOrder order) {
+  return order == GradientOrder::in_order ? i : (i & ~std::int64_t{31}) + i % 2 * 16 + i % 32 / 2;
+}
+
 // Operations on blocks of n <= `block` elements of the compute type C in scratch memory, for
 // everything that has no kernel of its own. widen fills its target with zeros up to the next
 // multiple of `lanes`, and the in-place operations work up to there.
@@ -102,12 +131,22 @@ struct BlockOps {
   void (*add)(C* v, const C* b, std::int64_t n);
   void (*multiply)(C* v, const C* w, std::int64_t n);
   void (*multiply_add)(C* v, const C* w, const C* b, std::int64_t n);
+  // v = fma(v, factor, b)
+  void (*scale_add)(C* v, C factor, const C* b, std::int64_t n);
+  // v = fma(w, factor, v)
+  void (*add_scaled)(C* v, C factor, const C* w, std::int64_t n);
+  // [GradientOrder] In the order of a row's own kernel. n as in add_squares.
+  void (*add_products[2])(const C* a, const C* b, std::int64_t n, SquareSum* sum);
+  void (*accumulate_products[2])(C* sums, const C* a, const C* b, std::int64_t n);
+  void (*accumulate[2])(C* sums, const C* a, std::int64_t n);
 };
 
 struct KernelTable {
   SumRows sum_rows[dtype_count];
   AddSumRows add_sum_rows[dtype_count];
   Apply apply[dtype_count][weight_kind_count][2];  // [x's dtype][weight][cast before the weight]
+  GradientKernel correlate[dtype_count][weight_kind_count];      // fills `correlations`
+  GradientKernel differentiate[dtype_count][weight_kind_count];  // dx, dweight, dbias
   BlockOps<float> f32_blocks;
   BlockOps<double> f64_blocks;
 };

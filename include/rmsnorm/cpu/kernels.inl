@@ -122,7 +122,9 @@ class FoldedLanes {
   }
 
  protected:
-  void add_square(int u, typename Lanes<A>::V v) { acc_.v[u] = fma(v, v, acc_.v[u]); }
+  using V = typename Lanes<A>::V;
+  void add_product(int u, V a, V b) { acc_.v[u] = fma(a, b, acc_.v[u]); }
+  void add_square(int u, V v) { add_product(u, v, v); }
 
  private:
   Lanes<A> acc_;
@@ -445,19 +447,32 @@ void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, load(w + i), load(b + i)); });
 }
 
+#include "gradients.inl"
+
 // ---- the table ----
 
 // A row with an f64 tensor is computed in double, so float blocks never meet f64.
 template <class C, class Widen = decltype(&widen_block<C, float>),
           class Narrow = decltype(&narrow_block<C, float>),
-          class Sum = void (*)(const C*, std::int64_t, SquareSum*)>
+          class Sum = void (*)(const C*, std::int64_t, SquareSum*),
+          class Products = void (*)(const C*, const C*, std::int64_t, SquareSum*),
+          class Multiply = void (*)(C*, const C*, const C*, std::int64_t),
+          class Add = void (*)(C*, const C*, std::int64_t)>
 constexpr BlockOps<C> block_ops() {
   Widen widen_f64 = nullptr;
   Narrow narrow_f64 = nullptr;
   Sum sum_narrow = nullptr, sum_wide = nullptr;
+  constexpr GradientOrder in_order = GradientOrder::in_order;
+  Products products_in_pairs = nullptr;
+  Multiply accumulate_products_in_pairs = nullptr;
+  Add accumulate_in_pairs = nullptr;
   if constexpr (sizeof(C) == sizeof(float)) {
     sum_narrow = add_squares_block<FloatLanes, C>;
     sum_wide = add_squares_block<WideLanes, C>;
+    constexpr GradientOrder pairs = GradientOrder::pairs;
+    products_in_pairs = add_products_block<C, pairs>;
+    accumulate_products_in_pairs = accumulate_products_block<C, pairs>;
+    accumulate_in_pairs = accumulate_block<C, pairs>;
   } else {
     sum_narrow = sum_wide = add_squares_block<CompensatedLanes, C>;
     widen_f64 = widen_block<C, double>;
@@ -472,6 +487,11 @@ constexpr BlockOps<C> block_ops() {
       add_block<C>,
       multiply_block<C>,
       multiply_add_block<C>,
+      scale_add_block<C>,
+      add_scaled_block<C>,
+      {add_products_block<C, in_order>, products_in_pairs},
+      {accumulate_products_block<C, in_order>, accumulate_products_in_pairs},
+      {accumulate_block<C, in_order>, accumulate_in_pairs},
   };
 }
 
@@ -492,6 +512,16 @@ inline const KernelTable& kernel_table() {
        {{apply<double, NoWeight, false>, apply<double, NoWeight, false>},
         {apply<double, double, false>, apply<double, double, false>},
         {nullptr, nullptr}}},
+      {{correlate<float16, NoWeight>, correlate<float16, float16>, correlate<float16, float>},
+       {correlate<bfloat16, NoWeight>, correlate<bfloat16, bfloat16>, correlate<bfloat16, float>},
+       {correlate<float, NoWeight>, correlate<float, float>, correlate<float, float>},
+       {correlate<double, NoWeight>, correlate<double, double>, nullptr}},
+      {{differentiate<float16, NoWeight>, differentiate<float16, float16>,
+        differentiate<float16, float>},
+       {differentiate<bfloat16, NoWeight>, differentiate<bfloat16, bfloat16>,
+        differentiate<bfloat16, float>},
+       {differentiate<float, NoWeight>, differentiate<float, float>, differentiate<float, float>},
+       {differentiate<double, NoWeight>, differentiate<double, double>, nullptr}},
       block_ops<float>(),
       block_ops<double>(),
   };

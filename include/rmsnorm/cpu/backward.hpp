@@ -1,0 +1,384 @@
+// The backward pass on the CPU: for each row of a block the statistics, where they are not given,
+// then the sum of g * xhat, then dx and the row's part of the block's sums; afterwards, over the
+// columns, the sums of the blocks. Kernels and scratch memory take turns as in forward.hpp.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../check.hpp"
+#include "../gradient_blocks.hpp"
+#include "row_blocks.hpp"
+#include "statistics.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+
+// 64 rows write one row of sums, which is read once: 2/64 of what reading dy and x and writing dx
+// moves for f32, divided by 3. Fewer where that would leave less than 16 blocks for threads, but no
+// less than 8, at which the sums take 8 %. Sums of 64 terms err by 2^-18 of the sum of magnitudes.
+inline std::int64_t rows_per_block(std::int64_t rows) {
+  const std::int64_t share = rows / 16;
+  return share < 8 ? 8 : share > 64 ? 64 : share;
+}
+
+inline GradientBlocks gradient_blocks(const RowLayout& layout) {
+  return rmsnorm::detail::gradient_blocks(layout, rows_per_block);
+}
+
+// bf16 rows have kernels that read pairs; whatever else is computed from such rows, at other
+// strides say, is summed in the same order.
+inline GradientOrder gradient_order(const BackwardParams& p) {
+  const bool pairs =
+      p.x.dtype == DType::bf16 && p.dy.dtype == DType::bf16 && compute_type(p) == DType::f32;
+  return pairs ? GradientOrder::pairs : GradientOrder::in_order;
+}
+
+template <class C>
+class Backward {
+ public:
+  Backward(const BackwardParams& p, const RowLayout& layout, const KernelTable& table)
+      : p_(p),
+        layout_(layout),
+        sums_(p, layout.n()),
+        blocks_(gradient_blocks(layout)),
+        source_(layout, table),
+        order_(static_cast<int>(gradient_order(p))),
+        statistics_(statistic_count(layout.n(), p.partial), p.eps, choose_sum_kind(p)),
+        addend_role_(p.residual.present() ? role_residual : role_none) {
+    // Adding -0.0 changes no weight; adding +0.0 would turn -0.0 into +0.0.
+    rows_.offset = p.weight_offset != 0.0 ? p.weight_offset : -0.0;
+    choose_kernels(table);
+    const std::int64_t row_bytes =
+        layout.n() * (size_in_bytes(p.x.dtype) + size_in_bytes(p.dy.dtype));
+    const std::int64_t group = row_bytes > 0 ? group_bytes / row_bytes : 1;
+    group_ = group < 1 ? 1 : group > max_group ? max_group : group;
+  }
+
+  void run(std::int64_t block_begin, std::int64_t block_end) {
+    for (std::int64_t b = block_begin; b < block_end; ++b) run_block(b);
+  }
+
+ private:
+  static constexpr std::int64_t max_group = 16;
+  static constexpr std::int64_t group_bytes = 16 * 1024;
+
+  // As forward does where y has the dtype of dy.
+  static SumKind choose_sum_kind(const BackwardParams& p) {
+    const bool narrow = is_16_bit(p.x.dtype) && is_16_bit(p.dy.dtype) && !p.residual.present();
+    return narrow ? SumKind::float_lanes : SumKind::double_lanes;
+  }
+
+  bool is_plain(Role role, DType t) const {
+    const Operand& o = layout_.operand(role);
+    return !o.present || (o.unit && o.dtype == t);
+  }
+
+  void choose_kernels(const KernelTable& table) {
+    correlate_ = differentiate_ = nullptr;
+    sum_ = nullptr;
+    const DType t = p_.x.dtype;
+    if ((t == DType::f64) != (sizeof(C) == sizeof(double))) return;
+    const Operand& w = layout_.operand(role_weight);
+    const bool plain = is_plain(role_x, t) && is_plain(role_dy, t) && is_plain(role_dx, t) &&
+                       is_plain(role_d_residual, t);
+    if (!plain || p_.residual.present() || p_.mean_square.present() || p_.partial != 1.0) return;
+    if (w.present && (!w.unit || (w.dtype != t && w.dtype != DType::f32))) return;
+    const WeightKind kind = !w.present     ? WeightKind::none
+                            : w.dtype == t ? WeightKind::same
+                                           : WeightKind::f32;
+    correlate_ = table.correlate[static_cast<int>(t)][static_cast<int>(kind)];
+    differentiate_ = table.differentiate[static_cast<int>(t)][static_cast<int>(kind)];
+    sum_ = table.sum_rows[static_cast<int>(t)];
+  }
+
+  void run_block(std::int64_t index) {
+    rows_.dweight = p_.dweight.present() ? sums_.row(p_.workspace, index, false) : nullptr;
+    rows_.dbias =
+        p_.dbias.present() ? sums_.row(p_.workspace, index, p_.dweight.present()) : nullptr;
+    for (char* sums : {rows_.dweight, rows_.dbias}) {
+      if (sums != nullptr) std::memset(sums, 0, static_cast<std::size_t>(sums_.stride));
+    }
+    const RowRange range = blocks_.rows_of(index);
+    RowCursor cursor(layout_, range.begin);
+    set_strides(cursor);
+    for (std::int64_t left = range.end - range.begin; left > 0;) {
+      std::int64_t rows = left < group_ ? left : group_;
+      if (rows > cursor.run()) rows = cursor.run();
+      run_rows(cursor, rows);
+      cursor.advance(rows);
+      left -= rows;
+    }
+  }
+
+  void set_strides(const RowCursor& cursor) {
+    rows_.dy_stride = cursor.stride(role_dy);
+    rows_.x_stride = cursor.stride(role_x);
+    rows_.w_stride = cursor.stride(role_weight);
+    rows_.d_residual_stride = cursor.stride(role_d_residual);
+    rows_.dx_stride = cursor.stride(role_dx);
+    rows_.n = layout_.n();
+  }
+
+  void run_rows(const RowCursor& cursor, std::int64_t rows) {
+    RowScale scales[max_group];
+    double rstd[max_group], correlations[max_group];
+    bool all_plain = correlate_ != nullptr;
+    find_scales(cursor, rows, scales);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      all_plain = all_plain && scales[i].exponent == 0 && is_safe_rstd(scales[i].rstd);
+      rstd[i] = scales[i].rstd;
+    }
+    if (!all_plain) {
+      for (std::int64_t i = 0; i < rows; ++i) run_in_blocks(cursor, i, scales[i]);
+      return;
+    }
+    rows_.dy = cursor.row(role_dy);
+    rows_.x = cursor.row(role_x);
+    rows_.w = p_.weight.present() ? cursor.row(role_weight) : nullptr;
+    rows_.d_residual = p_.d_residual.present() ? cursor.row(role_d_residual) : nullptr;
+    rows_.dx = cursor.row(role_dx);
+    rows_.rows = rows;
+    rows_.rstd = rstd;
+    rows_.correlations = correlations;
+    correlate_(rows_);
+    for (std::int64_t i = 0; i < rows; ++i) correlations[i] = mean_correlation(correlations[i]);
+    differentiate_(rows_);
+  }
+
+  // What belongs to a mean square in the range that forward computes without scaling.
+  static bool is_safe_rstd(double rstd) {
+    constexpr double least = sizeof(C) == sizeof(float) ? 0x1p-63 : 0x1p-510;
+    constexpr double most = sizeof(C) == sizeof(float) ? 0x1p50 : 0x1p500;
+    return rstd >= least && rstd <= most;
+  }
+
+  void find_scales(const RowCursor& cursor, std::int64_t rows, RowScale* scales) {
+    double v[max_group];
+    bool summed = false;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (p_.rstd.present()) {
+        const double given = read_statistic(cursor.row(role_rstd, i), p_.rstd.dtype);
+        scales[i] = {static_cast<double>(static_cast<C>(given)), 0};
+        if (is_safe_rstd(scales[i].rstd)) continue;
+      }
+      if (!summed) sum_rows(cursor, rows, v);
+      summed = true;
+      scales[i] = scale_of(cursor, i, v[i] + p_.eps);
+    }
+  }
+
+  void sum_rows(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
+    for (std::int64_t i = 0; i < rows && p_.mean_square.present(); ++i) {
+      mean_square[i] = read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype);
+    }
+    if (p_.mean_square.present()) return;
+    if (sum_ != nullptr) {
+      sum_(cursor.row(role_x), cursor.stride(role_x), statistics_.count(), rows, mean_square);
+    } else {
+      for (std::int64_t i = 0; i < rows; ++i) {
+        source_.set(cursor, i, role_x, addend_role_);
+        mean_square[i] = statistics_.sum_of_squares(&source_, 0);
+      }
+    }
+    for (std::int64_t i = 0; i < rows; ++i) mean_square[i] = statistics_.mean(mean_square[i]);
+  }
+
+  RowScale scale_of(const RowCursor& cursor, std::int64_t i, double v) {
+    if (statistics_.is_safe(v)) return {reciprocal_root<C>(v), 0};
+    if (p_.mean_square.present()) return rescue_given<C>(v);
+    source_.set(cursor, i, role_x, addend_role_);
+    return statistics_.rescue_row(v, &source_);
+  }
+
+  double mean_correlation(double sum) const {
+    return static_cast<double>(static_cast<C>(sum / static_cast<double>(statistics_.count())));
+  }
+
+  void run_in_blocks(const RowCursor& cursor, std::int64_t i, const RowScale& scale) {
+    source_.set(cursor, i, role_x, addend_role_);
+    SquareSum sum = {};
+    for_each_block(layout_.n(), [&](std::int64_t begin, std::int64_t count) {
+      read_block(cursor, i, scale, begin, count);
+      source_.ops().add_products[order_](g_, xhat_, count, &sum);
+    });
+    const double correlation = sum.total();
+    if (p_.d_mean_square.present()) {
+      const double rstd = std::ldexp(scale.rstd, scale.exponent);
+      write_statistic(cursor.row(role_d_mean_square, i), p_.d_mean_square.dtype,
+                      -0.5 * rstd * rstd * correlation);
+    }
+    const C minus_c = static_cast<C>(-mean_correlation(correlation));
+    for_each_block(layout_.n(), [&](std::int64_t begin, std::int64_t count) {
+      read_block(cursor, i, scale, begin, count);
+      add_to_sums(begin, count);
+      subtract_correlation(minus_c, begin, count);
+      write_dx(cursor, i, scale, begin, count);
+    });
+  }
+
+  // dy, g and xhat of a block.
+  void read_block(const RowCursor& cursor, std::int64_t i, const RowScale& scale,
+                  std::int64_t begin, std::int64_t count) {
+    const BlockOps<C>& ops = source_.ops();
+    source_.read(begin, count, xhat_);
+    source_.scale(xhat_, count, scale.exponent);
+    ops.scale(xhat_, static_cast<C>(scale.rstd), count);
+    source_.widen(role_dy, cursor.row(role_dy, i), begin, count, dy_);
+    std::memcpy(g_, dy_, sizeof(g_));
+    if (!p_.weight.present()) return;
+    source_.widen(role_weight, cursor.row(role_weight, i), begin, count, more_);
+    ops.add_constant(more_, static_cast<C>(rows_.offset), count);
+    ops.multiply(g_, more_, count);
+  }
+
+  void add_to_sums(std::int64_t begin, std::int64_t count) {
+    const BlockOps<C>& ops = source_.ops();
+    if (rows_.dweight != nullptr) {
+      C* sums = reinterpret_cast<C*>(rows_.dweight) + begin;
+      ops.accumulate_products[order_](sums, dy_, xhat_, count);
+    }
+    if (rows_.dbias != nullptr) {
+      ops.accumulate[order_](reinterpret_cast<C*>(rows_.dbias) + begin, dy_, count);
+    }
+  }
+
+  // g = fma(-c, xhat, g) in the counted part of the row, where rstd depends on x.
+  void subtract_correlation(C minus_c, std::int64_t begin, std::int64_t count) {
+    const std::int64_t counted = p_.mean_square.present() ? 0 : statistics_.count() - begin;
+    if (counted <= 0) return;
+    if (counted >= count) {
+      source_.ops().add_scaled(g_, minus_c, xhat_, count);
+      return;
+    }
+    std::memcpy(more_, g_, sizeof(g_));
+    source_.ops().add_scaled(g_, minus_c, xhat_, counted);
+    for (std::int64_t k = counted; k < count; ++k) g_[k] = more_[k];
+  }
+
+  void write_dx(const RowCursor& cursor, std::int64_t i, const RowScale& scale, std::int64_t begin,
+                std::int64_t count) {
+    const C rstd = static_cast<C>(scale.rstd);
+    if (scale.exponent != 0) source_.scale(g_, count, scale.exponent);
+    if (p_.d_residual.present()) {
+      source_.widen(role_d_residual, cursor.row(role_d_residual, i), begin, count, more_);
+      source_.ops().scale_add(g_, rstd, more_, count);
+    } else {
+      source_.ops().scale(g_, rstd, count);
+    }
+    source_.narrow(g_, role_dx, cursor.row(role_dx, i), begin, count);
+  }
+
+  const BackwardParams& p_;
+  const RowLayout& layout_;
+  GradientSums sums_;
+  GradientBlocks blocks_;
+  RowSource<C> source_;
+  int order_;
+  RowStatistics<C> statistics_;
+  Role addend_role_;
+  GradientKernel correlate_, differentiate_;
+  SumRows sum_;
+  GradientRows rows_;
+  std::int64_t group_;
+  alignas(64) C dy_[block];
+  alignas(64) C g_[block];
+  alignas(64) C xhat_[block];
+  alignas(64) C more_[block];
+};
+
+// dweight and dbias from the sums of the blocks.
+template <class C>
+class GradientReduction {
+ public:
+  GradientReduction(const BackwardParams& p, const RowLayout& layout, const KernelTable& table)
+      : p_(p),
+        layout_(layout),
+        sums_(p, layout.n()),
+        blocks_(gradient_blocks(layout)),
+        order_(gradient_order(p)),
+        target_(layout, table) {}
+
+  void run(std::int64_t column_begin, std::int64_t column_end) {
+    if (p_.dweight.present()) write(role_dweight, false, column_begin, column_end);
+    if (p_.dbias.present()) write(role_dbias, p_.dweight.present(), column_begin, column_end);
+  }
+
+ private:
+  void write(Role role, bool second, std::int64_t column_begin, std::int64_t column_end) {
+    const Operand& out = layout_.operand(role);
+    for_each_group<true>(out, 0, 0, out.data, [&](std::int64_t group, char* row) {
+      for (std::int64_t i = column_begin; i < column_end; i += block) {
+        const std::int64_t count = column_end - i < block ? column_end - i : block;
+        for (double& total : totals_) total = 0;
+        for_each_group<false>(out, 0, group, row, [&](std::int64_t shared, char*) {
+          add_blocks(shared, second, i, count);
+        });
+        target_.narrow(totals_, role, row, i, count);
+      }
+    });
+  }
+
+  // Visits the groups from `group` on along those dimensions over which the output varies, or along
+  // the others, over which it is a sum; with the output's row.
+  template <bool varying, class Visit>
+  void for_each_group(const Operand& out, int d, std::int64_t group, char* row,
+                      const Visit& visit) const {
+    while (d < blocks_.group_rank && (out.row_strides[d] != 0) != varying) ++d;
+    if (d == blocks_.group_rank) return visit(group, row);
+    std::int64_t step = 1;
+    for (int e = d + 1; e < blocks_.group_rank; ++e) step *= layout_.row_size(e);
+    for (std::int64_t k = 0; k < layout_.row_size(d); ++k) {
+      for_each_group<varying>(out, d + 1, group + k * step, row + k * out.row_strides[d], visit);
+    }
+  }
+
+  void add_blocks(std::int64_t group, bool second, std::int64_t begin, std::int64_t count) {
+    for (std::int64_t b = 0; b < blocks_.blocks_per_group; ++b) {
+      const C* sums = reinterpret_cast<const C*>(
+          sums_.row(p_.workspace, group * blocks_.blocks_per_group + b, second));
+      for (std::int64_t k = 0; k < count; ++k) {
+        totals_[k] += static_cast<double>(sums[place_in_order(begin + k, order_)]);
+      }
+    }
+  }
+
+  const BackwardParams& p_;
+  const RowLayout& layout_;
+  GradientSums sums_;
+  GradientBlocks blocks_;
+  GradientOrder order_;
+  RowSource<double> target_;
+  alignas(64) double totals_[block];
+};
+
+inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& layout) {
+  return GradientSums(p, layout.n()).bytes(gradient_blocks(layout).count());
+}
+
+inline Status backward_of_blocks(const BackwardParams& p, const RowLayout& layout,
+                                 std::int64_t block_begin, std::int64_t block_end,
+                                 const KernelTable& table) {
+  if (compute_type(p) == DType::f64) {
+    Backward<double>(p, layout, table).run(block_begin, block_end);
+  } else {
+    Backward<float>(p, layout, table).run(block_begin, block_end);
+  }
+  return {};
+}
+
+inline Status reduce_blocks(const BackwardParams& p, const RowLayout& layout,
+                            std::int64_t column_begin, std::int64_t column_end,
+                            const KernelTable& table) {
+  if (compute_type(p) == DType::f64) {
+    GradientReduction<double>(p, layout, table).run(column_begin, column_end);
+  } else {
+    GradientReduction<float>(p, layout, table).run(column_begin, column_end);
+  }
+  return {};
+}
+
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm

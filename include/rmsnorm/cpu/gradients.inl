@@ -1,0 +1,278 @@
+// The kernels of the backward pass, included by kernels.inl. Formulas: BackwardParams in
+// contract.hpp.
+
+// Two registers of a set of 32 elements, and which ones: see GradientOrder.
+template <class C>
+struct Two {
+  typename Compute<C>::vector a, b;
+};
+
+template <class C, GradientOrder order>
+struct RegistersOfSet {
+  static constexpr int width = Lanes<C>::width;
+  static constexpr int pairs = Lanes<C>::count / 2;  // of registers
+  static constexpr int a(int k) { return order == GradientOrder::in_order ? 2 * k : k; }
+  static constexpr int b(int k) { return order == GradientOrder::in_order ? 2 * k + 1 : k + pairs; }
+};
+
+template <class T>
+struct OrderOf {
+  static constexpr GradientOrder value = GradientOrder::in_order;
+};
+template <>
+struct OrderOf<bfloat16> {
+  static constexpr GradientOrder value = GradientOrder::pairs;
+};
+template <class T>
+constexpr GradientOrder order_of = OrderOf<T>::value;
+
+// Of 2 * width elements from p on.
+template <GradientOrder order, class T>
+inline Two<typename Compute<T>::scalar> load_two(const T* p) {
+  if constexpr (order == GradientOrder::in_order) {
+    return {load(p), load(p + LanesFor<T>::width)};
+  } else {
+    const Pair both = load_pair(p);
+    return {both.even, both.odd};
+  }
+}
+template <GradientOrder order, class T>
+inline void store_two(T* p, Two<typename Compute<T>::scalar> v) {
+  if constexpr (order == GradientOrder::in_order) {
+    store(p, v.a);
+    store(p + LanesFor<T>::width, v.b);
+  } else {
+    store_pair(p, {v.a, v.b});
+  }
+}
+
+template <class C>
+struct ProductLanes : FoldedLanes<C> {
+  using FoldedLanes<C>::FoldedLanes;
+  using FoldedLanes<C>::add_product;
+};
+
+// What the elements of a row are multiplied by.
+template <class C>
+struct RowFactors {
+  using V = typename Compute<C>::vector;
+  V rstd;
+  V offset;
+  V minus_c;
+};
+
+template <class T, class W>
+struct GradientRow {
+  const T* dy;
+  const T* x;
+  const W* w;
+  const T* d_residual;
+  T* dx;
+};
+
+// g = dy * (offset + w)
+template <class W, class V>
+inline V weighted(V dy, V w, V offset) {
+  if constexpr (is_weight<W>) {
+    return multiply(dy, add(w, offset));
+  } else {
+    return dy;
+  }
+}
+
+template <class T, class W>
+inline Two<typename Compute<T>::scalar> load_weights(const W* w,
+                                                     Two<typename Compute<T>::scalar> absent) {
+  if constexpr (is_weight<W>) {
+    return load_two<order_of<T>>(w);
+  } else {
+    return absent;
+  }
+}
+
+template <class T, class W, class C>
+inline void correlate_step(ProductLanes<C>& acc, const T* dy_, const T* x_, const W* w_,
+                           const RowFactors<C>& f) {
+  using Set = RegistersOfSet<C, order_of<T>>;
+  for_each_register<Set::pairs>([&acc, &f, dy_, x_, w_](int k) {
+    const int i = 2 * k * Set::width;
+    const auto dy = load_two<order_of<T>>(dy_ + i), x = load_two<order_of<T>>(x_ + i);
+    const auto w = load_weights<T>(is_weight<W> ? w_ + i : w_, dy);
+    acc.add_product(Set::a(k), weighted<W>(dy.a, w.a, f.offset), multiply(x.a, f.rstd));
+    acc.add_product(Set::b(k), weighted<W>(dy.b, w.b, f.offset), multiply(x.b, f.rstd));
+  });
+}
+
+template <class T, class W>
+void correlate(const GradientRows& a) {
+  using C = typename Compute<T>::scalar;
+  using Accumulator = ProductLanes<C>;
+  const auto offset = splat(static_cast<C>(a.offset));
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    const T* dy = reinterpret_cast<const T*>(a.dy + r * a.dy_stride);
+    const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
+    const W* w = reinterpret_cast<const W*>(a.w + r * a.w_stride);
+    const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
+    SquareSum sum;
+    set_zero(&sum);
+    sum_blocks<Accumulator>(
+        a.n, &sum,
+        [&f, dy, x, w](Accumulator& acc, std::int64_t i) {
+          correlate_step<T, W>(acc, dy + i, x + i, is_weight<W> ? w + i : w, f);
+        },
+        [&f, dy, x, w](Accumulator& acc, std::int64_t i, std::int64_t left) {
+          const Tail<T> last_dy(dy + i, left), last_x(x + i, left);
+          if constexpr (is_weight<W>) {
+            const Tail<W> last_w(w + i, left);
+            correlate_step<T, W>(acc, last_dy.elements, last_x.elements, last_w.elements, f);
+          } else {
+            correlate_step<T, W>(acc, last_dy.elements, last_x.elements, w, f);
+          }
+        });
+    a.correlations[r] = sum.total();
+  }
+}
+
+// Adds to one register of sums.
+template <class C>
+inline void accumulate_product(C* sums, typename Compute<C>::vector a,
+                               typename Compute<C>::vector b) {
+  store(sums, fma(a, b, load(sums)));
+}
+template <class C>
+inline void accumulate_value(C* sums, typename Compute<C>::vector a) {
+  store(sums, add(load(sums), a));
+}
+
+// One set of 32 elements. `dweight` and `dbias` are that set's sums, or null.
+template <class T, class W, class C>
+inline void differentiate_step(const GradientRow<T, W>& row, const RowFactors<C>& f, C* dweight,
+                               C* dbias) {
+  constexpr GradientOrder order = order_of<T>;
+  using Set = RegistersOfSet<C, order>;
+  for_each_register<Set::pairs>([&row, &f, dweight, dbias](int k) {
+    const int i = 2 * k * Set::width;
+    const int first = Set::a(k) * Set::width, second = Set::b(k) * Set::width;
+    const auto dy = load_two<order>(row.dy + i), x = load_two<order>(row.x + i);
+    const auto w = load_weights<T>(is_weight<W> ? row.w + i : row.w, dy);
+    const Two<C> xhat = {multiply(x.a, f.rstd), multiply(x.b, f.rstd)};
+    if (dweight != nullptr) {
+      accumulate_product(dweight + first, dy.a, xhat.a);
+      accumulate_product(dweight + second, dy.b, xhat.b);
+    }
+    if (dbias != nullptr) {
+      accumulate_value(dbias + first, dy.a);
+      accumulate_value(dbias + second, dy.b);
+    }
+    Two<C> d = {fma(f.minus_c, xhat.a, weighted<W>(dy.a, w.a, f.offset)),
+                fma(f.minus_c, xhat.b, weighted<W>(dy.b, w.b, f.offset))};
+    if (row.d_residual != nullptr) {
+      const auto more = load_two<order>(row.d_residual + i);
+      d = {fma(d.a, f.rstd, more.a), fma(d.b, f.rstd, more.b)};
+    } else {
+      d = {multiply(d.a, f.rstd), multiply(d.b, f.rstd)};
+    }
+    store_two<order>(row.dx + i, d);
+  });
+}
+
+template <class T, class W, class C>
+inline void differentiate_row(const GradientRow<T, W>& row, std::int64_t n, const RowFactors<C>& f,
+                              C* dweight, C* dbias) {
+  const auto at = [](auto* p, std::int64_t i) { return p == nullptr ? nullptr : p + i; };
+  for_each_step(
+      n,
+      [&](std::int64_t i) {
+        differentiate_step<T, W>({row.dy + i, row.x + i, is_weight<W> ? row.w + i : row.w,
+                                  at(row.d_residual, i), row.dx + i},
+                                 f, at(dweight, i), at(dbias, i));
+      },
+      [&](std::int64_t i, std::int64_t left) {
+        const Tail<T> dy(row.dy + i, left), x(row.x + i, left);
+        Tail<T> d_residual, dx;
+        if (row.d_residual != nullptr) d_residual = Tail<T>(row.d_residual + i, left);
+        GradientRow<T, W> last = {dy.elements, x.elements, row.w,
+                                  row.d_residual == nullptr ? nullptr : d_residual.elements,
+                                  dx.elements};
+        if constexpr (is_weight<W>) {
+          const Tail<W> w(row.w + i, left);
+          last.w = w.elements;
+          differentiate_step<T, W>(last, f, at(dweight, i), at(dbias, i));
+        } else {
+          differentiate_step<T, W>(last, f, at(dweight, i), at(dbias, i));
+        }
+        dx.copy_to(row.dx + i, left);
+      });
+}
+
+template <class T, class W>
+void differentiate(const GradientRows& a) {
+  using C = typename Compute<T>::scalar;
+  const auto offset = splat(static_cast<C>(a.offset));
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    const char* d_residual =
+        a.d_residual == nullptr ? nullptr : a.d_residual + r * a.d_residual_stride;
+    const GradientRow<T, W> row = {reinterpret_cast<const T*>(a.dy + r * a.dy_stride),
+                                   reinterpret_cast<const T*>(a.x + r * a.x_stride),
+                                   reinterpret_cast<const W*>(a.w + r * a.w_stride),
+                                   reinterpret_cast<const T*>(d_residual),
+                                   reinterpret_cast<T*>(a.dx + r * a.dx_stride)};
+    const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset,
+                             splat(static_cast<C>(-a.correlations[r]))};
+    differentiate_row(row, a.n, f, reinterpret_cast<C*>(a.dweight), reinterpret_cast<C*>(a.dbias));
+  }
+}
+
+// ---- blocks in scratch memory ----
+
+template <class C>
+void scale_add_block(C* v, C factor, const C* b, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  const V f = splat(factor);
+  transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, f, load(b + i)); });
+}
+template <class C>
+void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
+  using V = typename Compute<C>::vector;
+  const V f = splat(factor);
+  transform_block(v, n, [=](V a, std::int64_t i) { return fma(f, load(w + i), a); });
+}
+
+// Scratch memory is in order and filled with zeros up to whole sets, sums are not in order.
+template <class C, GradientOrder order>
+void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
+  using Set = RegistersOfSet<C, order>;
+  ProductLanes<C> acc(*sum);
+  for (std::int64_t i = 0; i < n; i += lanes) {
+    for_each_register<Set::pairs>([&acc, a, b, i](int k) {
+      const std::int64_t place = i + 2 * k * Set::width;
+      const auto one = load_two<order>(a + place), other = load_two<order>(b + place);
+      acc.add_product(Set::a(k), one.a, other.a);
+      acc.add_product(Set::b(k), one.b, other.b);
+    });
+  }
+  acc.flush(sum);
+}
+template <class C, GradientOrder order>
+void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
+  using Set = RegistersOfSet<C, order>;
+  for (std::int64_t i = 0; i < n; i += lanes) {
+    for_each_register<Set::pairs>([sums, a, b, i](int k) {
+      const std::int64_t place = i + 2 * k * Set::width;
+      const auto one = load_two<order>(a + place), other = load_two<order>(b + place);
+      accumulate_product(sums + i + Set::a(k) * Set::width, one.a, other.a);
+      accumulate_product(sums + i + Set::b(k) * Set::width, one.b, other.b);
+    });
+  }
+}
+template <class C, GradientOrder order>
+void accumulate_block(C* sums, const C* a, std::int64_t n) {
+  using Set = RegistersOfSet<C, order>;
+  for (std::int64_t i = 0; i < n; i += lanes) {
+    for_each_register<Set::pairs>([sums, a, i](int k) {
+      const auto one = load_two<order>(a + i + 2 * k * Set::width);
+      accumulate_value(sums + i + Set::a(k) * Set::width, one.a);
+      accumulate_value(sums + i + Set::b(k) * Set::width, one.b);
+    });
+  }
+}

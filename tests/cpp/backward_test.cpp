@@ -1,0 +1,253 @@
+// What only the CPU's backward has: splits over threads, ranges, the caller's workspace.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "case_grid.hpp"
+#include "gradient_implementations.hpp"
+#include "instruction_sets.hpp"
+
+namespace rmsnorm_test {
+namespace {
+
+using rmsnorm::Argument;
+using rmsnorm::BackwardParams;
+using rmsnorm::Code;
+using rmsnorm::Status;
+
+std::int64_t columns_of(const BackwardParams& p) {
+  std::int64_t n = 1;
+  for (int d = p.axis < 0 ? p.x.rank + p.axis : p.axis; d < p.x.rank; ++d) n *= p.x.sizes[d];
+  return n;
+}
+
+// Parts of [0, count) in random order.
+std::vector<Range> random_parts(std::int64_t count, Random& random) {
+  std::vector<Range> parts;
+  for (std::int64_t i = 0; i < count;) {
+    const std::int64_t end = std::min(count, i + 1 + random.below(count));
+    parts.push_back({i, end});
+    i = end;
+  }
+  for (std::size_t i = parts.size(); i-- > 1;) {
+    std::swap(parts[i], parts[static_cast<std::size_t>(random.below(std::int64_t(i) + 1))]);
+  }
+  return parts;
+}
+
+TEST(Backward, AnySplitGivesTheBitsOfTheWhole) {
+  Random random(17);
+  const GradientImplementation& f = gradient_implementations().back();
+  for (const GradientCase& c : gradient_cases()) {
+    BackwardProblem problem(c, f.workspace_bytes);
+    const GradientResults whole = f.run(problem);
+    const auto in_parts = [&](const BackwardParams& p) {
+      Status status;
+      for (const Range& r : random_parts(rmsnorm::cpu::backward_blocks(p), random)) {
+        if (status.ok()) status = rmsnorm::cpu::backward(p, r.first, r.second);
+      }
+      for (const Range& r : random_parts(columns_of(p), random)) {
+        if (status.ok()) status = rmsnorm::cpu::backward_reduce(p, r.first, r.second);
+      }
+      return status;
+    };
+    expect_same(c, whole, problem.run(in_parts, "in parts"), f.name);
+    if (HasFailure()) break;
+  }
+}
+
+// A good call with every tensor that can be given at once; (2, 3, 8) over the last axis.
+struct GoodBackward {
+  GoodBackward() {
+    p.dy = rmsnorm::matrix(dy, 6, 8);
+    p.x = rmsnorm::matrix(x, 6, 8);
+    p.residual = rmsnorm::matrix(residual, 6, 8);
+    p.weight = rmsnorm::vector(weight, 8);
+    p.rstd = rmsnorm::vector(rstd, 6);
+    p.d_residual = rmsnorm::matrix(d_residual, 6, 8);
+    p.dx = rmsnorm::matrix(dx, 6, 8);
+    p.dweight = rmsnorm::vector(dweight, 8);
+    p.dbias = rmsnorm::vector(dbias, 8);
+    p.workspace = workspace;
+    p.workspace_bytes = sizeof workspace;
+  }
+  void give_mean_square() {
+    p.mean_square = rmsnorm::vector(mean_square, 6);
+    p.d_mean_square = rmsnorm::vector(d_mean_square, 6);
+  }
+  Status run() {
+    const Status status = rmsnorm::cpu::backward(p, 0, 1);
+    return status.ok() ? rmsnorm::cpu::backward_reduce(p, 0, 8) : status;
+  }
+
+  float dy[48] = {}, x[48] = {}, residual[48] = {}, weight[8] = {}, rstd[6] = {};
+  float mean_square[6] = {}, d_residual[48] = {}, dx[48] = {}, dweight[8] = {}, dbias[8] = {};
+  float d_mean_square[6] = {};
+  alignas(64) unsigned char workspace[256] = {};
+  BackwardParams p;
+};
+
+struct WrongBackward {
+  const char* what;
+  void (*make)(GoodBackward&);
+  Code code;
+  Argument argument;
+};
+
+constexpr auto bad_dtype = static_cast<DType>(7);
+
+const WrongBackward wrong_calls[] = {
+    {"no x", [](GoodBackward& g) { g.p.x = {}; }, Code::missing, Argument::x},
+    {"no dy", [](GoodBackward& g) { g.p.dy = {}; }, Code::missing, Argument::dy},
+    {"no dx", [](GoodBackward& g) { g.p.dx = {}; }, Code::missing, Argument::dx},
+    {"scalar x", [](GoodBackward& g) { g.p.x.rank = 0; }, Code::invalid_rank, Argument::x},
+    {"rank nine", [](GoodBackward& g) { g.p.x.rank = 9; }, Code::invalid_rank, Argument::x},
+    {"axis", [](GoodBackward& g) { g.p.axis = 2; }, Code::invalid_value, Argument::axis},
+    {"dy dtype", [](GoodBackward& g) { g.p.dy.dtype = bad_dtype; }, Code::invalid_dtype,
+     Argument::dy},
+    {"dweight dtype", [](GoodBackward& g) { g.p.dweight.dtype = bad_dtype; }, Code::invalid_dtype,
+     Argument::dweight},
+    {"half rstd", [](GoodBackward& g) { g.p.rstd.dtype = DType::f16; }, Code::invalid_dtype,
+     Argument::rstd},
+    {"half d_mean_square",
+     [](GoodBackward& g) {
+       g.give_mean_square();
+       g.p.d_mean_square.dtype = DType::bf16;
+     },
+     Code::invalid_dtype, Argument::d_mean_square},
+    {"dy size", [](GoodBackward& g) { g.p.dy.sizes[1] = 7; }, Code::invalid_size, Argument::dy},
+    {"dy rank", [](GoodBackward& g) { g.p.dy.rank = 1; }, Code::invalid_rank, Argument::dy},
+    {"dx size", [](GoodBackward& g) { g.p.dx.sizes[0] = 5; }, Code::invalid_size, Argument::dx},
+    {"d_residual size", [](GoodBackward& g) { g.p.d_residual.sizes[0] = 1; }, Code::invalid_size,
+     Argument::d_residual},
+    {"rstd size", [](GoodBackward& g) { g.p.rstd.sizes[0] = 5; }, Code::invalid_size,
+     Argument::rstd},
+    {"weight size", [](GoodBackward& g) { g.p.weight.sizes[0] = 9; }, Code::invalid_size,
+     Argument::weight},
+    {"dweight of another rank than weight",
+     [](GoodBackward& g) {
+       g.p.dweight.rank = 2;
+       g.p.dweight.sizes[0] = 1;
+       g.p.dweight.sizes[1] = 8;
+       g.p.dweight.strides[1] = 1;
+     },
+     Code::invalid_rank, Argument::dweight},
+    {"dweight size", [](GoodBackward& g) { g.p.dweight.sizes[0] = 7; }, Code::invalid_size,
+     Argument::dweight},
+    {"dbias size", [](GoodBackward& g) { g.p.dbias.sizes[0] = 7; }, Code::invalid_size,
+     Argument::dbias},
+    {"dweight without weight", [](GoodBackward& g) { g.p.weight = {}; }, Code::unexpected,
+     Argument::dweight},
+    {"d_mean_square without mean_square",
+     [](GoodBackward& g) {
+       g.give_mean_square();
+       g.p.mean_square = {};
+     },
+     Code::unexpected, Argument::d_mean_square},
+    {"offset without weight",
+     [](GoodBackward& g) {
+       g.p.weight = {};
+       g.p.dweight = {};
+       g.p.weight_offset = 1;
+     },
+     Code::unexpected, Argument::weight_offset},
+    {"partial with mean_square",
+     [](GoodBackward& g) {
+       g.give_mean_square();
+       g.p.partial = 0.5;
+     },
+     Code::unexpected, Argument::partial},
+    {"partial", [](GoodBackward& g) { g.p.partial = 0; }, Code::invalid_value, Argument::partial},
+    {"eps", [](GoodBackward& g) { g.p.eps = -1; }, Code::invalid_value, Argument::eps},
+    {"weight_offset",
+     [](GoodBackward& g) { g.p.weight_offset = std::numeric_limits<double>::infinity(); },
+     Code::invalid_value, Argument::weight_offset},
+    {"null dy", [](GoodBackward& g) { g.p.dy.data = nullptr; }, Code::null_data, Argument::dy},
+    {"null dweight", [](GoodBackward& g) { g.p.dweight.data = nullptr; }, Code::null_data,
+     Argument::dweight},
+    {"dx over itself", [](GoodBackward& g) { g.p.dx.strides[0] = 0; }, Code::self_overlap,
+     Argument::dx},
+    {"dx shifted over dy", [](GoodBackward& g) { g.p.dx.data = g.dy + 1; }, Code::overlap,
+     Argument::dx},
+    {"dx over weight", [](GoodBackward& g) { g.p.dx.data = g.weight; }, Code::overlap,
+     Argument::dx},
+    {"dweight over weight", [](GoodBackward& g) { g.p.dweight.data = g.weight; }, Code::overlap,
+     Argument::dweight},
+    {"dweight over dbias", [](GoodBackward& g) { g.p.dweight.data = g.dbias; }, Code::overlap,
+     Argument::dweight},
+    {"d_mean_square over mean_square",
+     [](GoodBackward& g) {
+       g.give_mean_square();
+       g.p.d_mean_square.data = g.mean_square;
+     },
+     Code::overlap, Argument::d_mean_square},
+    {"no workspace", [](GoodBackward& g) { g.p.workspace = nullptr; }, Code::null_data,
+     Argument::workspace},
+    {"short workspace", [](GoodBackward& g) { g.p.workspace_bytes = 255; }, Code::invalid_size,
+     Argument::workspace},
+    {"unaligned workspace", [](GoodBackward& g) { g.p.workspace = g.workspace + 32; },
+     Code::invalid_value, Argument::workspace},
+    {"workspace over a tensor", [](GoodBackward& g) { g.p.dy.data = g.workspace; }, Code::overlap,
+     Argument::workspace},
+};
+
+TEST(Backward, TheGoodCallIsGood) {
+  GoodBackward g;
+  EXPECT_EQ(rmsnorm::cpu::backward_blocks(g.p), 1);
+  EXPECT_EQ(rmsnorm::cpu::backward_workspace(g.p), 256);
+  EXPECT_TRUE(g.run().ok());
+  g.give_mean_square();
+  EXPECT_TRUE(g.run().ok());
+}
+
+TEST(Backward, WrongCallsAreNamedAndWriteNothing) {
+  for (const WrongBackward& wrong : wrong_calls) {
+    GoodBackward g;
+    std::memset(g.dx, 0x5a, sizeof g.dx);
+    wrong.make(g);
+    GoodBackward before = g;
+    const Status status = g.run();
+    EXPECT_EQ(status.code, wrong.code) << wrong.what;
+    EXPECT_EQ(status.argument, wrong.argument)
+        << wrong.what << ": " << rmsnorm::name(status.argument);
+    EXPECT_EQ(std::memcmp(before.dx, g.dx, sizeof g.dx), 0) << wrong.what;
+    EXPECT_EQ(std::memcmp(before.dweight, g.dweight, sizeof g.dweight), 0) << wrong.what;
+    EXPECT_EQ(std::memcmp(before.dbias, g.dbias, sizeof g.dbias), 0) << wrong.what;
+    EXPECT_EQ(std::memcmp(before.workspace, g.workspace, sizeof g.workspace), 0) << wrong.what;
+    if (status.argument != Argument::workspace) {
+      EXPECT_EQ(rmsnorm::cpu::backward_blocks(g.p), 0) << wrong.what;
+      EXPECT_EQ(rmsnorm::cpu::backward_workspace(g.p), 0) << wrong.what;
+    }
+  }
+}
+
+TEST(Backward, RangesAreChecked) {
+  GoodBackward g;
+  for (const Range& r : {Range{-1, 1}, Range{0, 2}, Range{1, 0}}) {
+    const Status status = rmsnorm::cpu::backward(g.p, r.first, r.second);
+    EXPECT_EQ(status.code, Code::invalid_value);
+    EXPECT_EQ(status.argument, Argument::blocks);
+  }
+  for (const Range& r : {Range{-1, 1}, Range{0, 9}, Range{3, 2}}) {
+    const Status status = rmsnorm::cpu::backward_reduce(g.p, r.first, r.second);
+    EXPECT_EQ(status.code, Code::invalid_value);
+    EXPECT_EQ(status.argument, Argument::columns);
+  }
+  const auto unavailable = static_cast<Isa>(17);
+  EXPECT_EQ(rmsnorm::cpu::backward(g.p, 0, 1, unavailable).code, Code::isa_unavailable);
+  EXPECT_EQ(rmsnorm::cpu::backward_reduce(g.p, 0, 8, unavailable).code, Code::isa_unavailable);
+}
+
+TEST(Backward, WithoutSumsNeedsNoWorkspace) {
+  GoodBackward g;
+  g.p.dweight = g.p.dbias = {};
+  g.p.workspace = nullptr;
+  g.p.workspace_bytes = 0;
+  EXPECT_EQ(rmsnorm::cpu::backward_workspace(g.p), 0);
+  EXPECT_TRUE(g.run().ok());
+}
+
+}  // namespace
+}  // namespace rmsnorm_test

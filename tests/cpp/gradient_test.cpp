@@ -1,0 +1,163 @@
+// Results of backward, over every way to compute it that the program has.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "case_grid.hpp"
+#include "gradient_implementations.hpp"
+
+namespace rmsnorm_test {
+namespace {
+
+GradientCase plain_case(DType t, std::int64_t rows, std::int64_t n) {
+  GradientCase c;
+  c.forward.sizes = {rows, n};
+  c.forward.x = c.forward.weight = c.dy = c.dx = c.dweight = c.dbias = tensor(t);
+  return c;
+}
+
+void expect_exact(const GradientImplementation& f, BackwardProblem& problem) {
+  const GradientInputs in = problem.inputs();  // before dx may overwrite one
+  expect_gradients(problem.description(), in, f.run(problem), f.name);
+}
+
+TEST(Gradient, OverTheGrid) {
+  for (const GradientCase& c : gradient_cases()) {
+    const GradientImplementation& f = gradient_implementations().back();
+    BackwardProblem problem(c, f.workspace_bytes);
+    expect_exact(f, problem);
+    if (HasFailure()) break;
+  }
+}
+
+TEST(Gradient, EveryImplementationGivesTheBitsOfTheFirst) {
+  const std::vector<GradientImplementation>& all = gradient_implementations();
+  for (const GradientCase& c : gradient_cases()) {
+    BackwardProblem problem(c, all.front().workspace_bytes);
+    const GradientResults expected = all.front().run(problem);
+    for (std::size_t i = 1; i < all.size(); ++i) {
+      expect_same(c, expected, all[i].run(problem), all[i].name);
+    }
+    if (HasFailure()) break;
+  }
+}
+
+// What has kernels of its own in one layout goes through scratch memory in another.
+TEST(Gradient, LayoutAndAlignmentDoNotChangeBits) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    for (const DType t : all_dtypes) {
+      for (const DType w : {t, DType::f32}) {
+        if (t == DType::f64 && w != t) continue;
+        for (const bool given : {false, true}) {
+          GradientCase c = plain_case(t, 21, 333);
+          c.forward.weight = c.dweight = tensor(w);
+          c.forward.rstd = TensorSpec{given, c.compute_type()};
+          c.d_residual = TensorSpec{given, t};
+          BackwardProblem plain(c, f.workspace_bytes);
+          const GradientResults expected = f.run(plain);
+          for (const Layout layout : output_layouts) {
+            for (const int offset : {0, 1}) {
+              GradientCase other = c;
+              for (TensorSpec* s : {&other.dy, &other.forward.x, &other.d_residual, &other.dx,
+                                    &other.forward.weight, &other.dweight, &other.dbias}) {
+                s->layout = layout;
+                s->offset = offset;
+                s->shift = offset;
+              }
+              BackwardProblem problem(other, f.workspace_bytes);
+              expect_same(other, expected, f.run(problem), f.name);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Scaled rows beside ordinary ones, with rstd computed, and given but of no use.
+TEST(Gradient, OfHugeAndTinyRows) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    for (const DType t : {DType::bf16, DType::f32, DType::f64}) {
+      const int exponent = format_of(t).max_exponent - 4;
+      for (const bool given : {false, true}) {
+        GradientCase c = plain_case(t, 6, 70);
+        c.forward.eps = 0;
+        c.forward.rstd = TensorSpec{given, c.compute_type()};
+        BackwardProblem problem(c, f.workspace_bytes);
+        for (std::int64_t row = 0; row < 6; ++row) {
+          const int scale = row % 3 == 0 ? 0 : row % 3 == 1 ? exponent : 8 - exponent;
+          for (std::int64_t i = row * 70; i < (row + 1) * 70; ++i) {
+            problem.x.set(i, std::ldexp(problem.x.value(i) / 4, scale));
+            // So that dx = dy / x stays in range.
+            problem.dy.set(i, std::ldexp(problem.dy.value(i), scale > 0 ? 6 : scale / 2));
+          }
+          if (given && scale != 0) problem.rstd.set(row, scale > 0 ? 0 : HUGE_VAL);
+        }
+        problem.keep();
+        expect_exact(f, problem);
+      }
+    }
+  }
+}
+
+TEST(Gradient, ANaNStaysInItsRowAndReachesTheSums) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    for (const DType t : all_dtypes) {
+      const GradientCase c = plain_case(t, 3, 40);
+      BackwardProblem problem(c, f.workspace_bytes);
+      const GradientResults before = f.run(problem);
+      problem.x.set(40 + 7, NAN);
+      problem.keep();
+      const GradientResults after = f.run(problem);
+      for (std::size_t i = 0; i < 120; ++i) {
+        const bool in_row = i / 40 == 1;
+        EXPECT_EQ(is_nan(t, after.dx[i]), in_row) << f.name << ' ' << i << ' ' << describe(c);
+        if (in_row) continue;
+        EXPECT_EQ(before.dx[i], after.dx[i]) << f.name << ' ' << describe(c);
+      }
+      for (std::size_t i = 0; i < 40; ++i) EXPECT_TRUE(is_nan(t, after.dweight[i])) << f.name;
+      EXPECT_EQ(before.dbias, after.dbias) << f.name << ' ' << describe(c);
+    }
+  }
+}
+
+TEST(Gradient, OfNothingIsZero) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    for (const DType t : all_dtypes) {
+      for (const std::vector<std::int64_t>& sizes :
+           {std::vector<std::int64_t>{0, 9}, {3, 0}, {0, 4, 9}, {4, 0, 9}}) {
+        for (const Broadcast broadcast : {Broadcast::shared, Broadcast::per_head}) {
+          GradientCase c = plain_case(t, 0, 9);
+          c.forward.sizes = sizes;
+          c.forward.broadcast = broadcast;
+          BackwardProblem problem(c, f.workspace_bytes);
+          const GradientResults got = f.run(problem);
+          for (const std::uint64_t bits : got.dweight) EXPECT_EQ(bits, 0u) << describe(c);
+          for (const std::uint64_t bits : got.dbias) EXPECT_EQ(bits, 0u) << describe(c);
+        }
+      }
+    }
+  }
+}
+
+TEST(Gradient, OverEachInputIsThatInMemoryOfItsOwn) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    for (const DType t : all_dtypes) {
+      for (const std::int64_t n : {33, 700}) {
+        GradientCase c = plain_case(t, 19, n);
+        c.forward.residual = c.d_residual = tensor(t);
+        BackwardProblem apart(c, f.workspace_bytes);
+        const GradientResults expected = f.run(apart);
+        for (const GradientAlias alias : {GradientAlias::dy, GradientAlias::x,
+                                          GradientAlias::residual, GradientAlias::d_residual}) {
+          c.dx_over = alias;
+          BackwardProblem problem(c, f.workspace_bytes);
+          expect_same(c, expected, f.run(problem), f.name);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm_test
