@@ -72,6 +72,28 @@ rmsnorm::ForwardParams to_params(const rmsnorm_forward_params& p) {
   return params;
 }
 
+rmsnorm::BackwardParams to_params(const rmsnorm_backward_params& p) {
+  rmsnorm::BackwardParams params;
+  params.dy = to_tensor(p.dy);
+  params.x = to_tensor(p.x);
+  params.residual = to_tensor(p.residual);
+  params.weight = to_tensor(p.weight);
+  params.rstd = to_tensor(p.rstd);
+  params.mean_square = to_tensor(p.mean_square);
+  params.d_residual = to_tensor(p.d_residual);
+  params.dx = to_tensor(p.dx);
+  params.dweight = to_tensor(p.dweight);
+  params.dbias = to_tensor(p.dbias);
+  params.d_mean_square = to_tensor(p.d_mean_square);
+  params.workspace = p.workspace;
+  params.workspace_bytes = p.workspace_bytes;
+  params.axis = p.axis;
+  params.eps = p.eps;
+  params.weight_offset = p.weight_offset;
+  params.partial = p.partial;
+  return params;
+}
+
 rmsnorm::MeanSquareParams to_params(const rmsnorm_mean_square_params& p) {
   rmsnorm::MeanSquareParams params;
   params.x = to_tensor(p.x);
@@ -115,6 +137,18 @@ void rmsnorm_forward_params_init(rmsnorm_forward_params* p) {
   p->round_residual = defaults.round_residual ? 1 : 0;
 }
 
+void rmsnorm_backward_params_init(rmsnorm_backward_params* p) {
+  const rmsnorm::BackwardParams defaults;
+  p->dy = p->x = p->residual = p->weight = p->rstd = p->mean_square = p->d_residual = absent();
+  p->dx = p->dweight = p->dbias = p->d_mean_square = absent();
+  p->workspace = defaults.workspace;
+  p->workspace_bytes = defaults.workspace_bytes;
+  p->axis = defaults.axis;
+  p->eps = defaults.eps;
+  p->weight_offset = defaults.weight_offset;
+  p->partial = defaults.partial;
+}
+
 void rmsnorm_mean_square_params_init(rmsnorm_mean_square_params* p) {
   const rmsnorm::MeanSquareParams defaults;
   p->x = p->mean_square = absent();
@@ -150,6 +184,24 @@ rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_
 rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
                                        int64_t row_end) {
   return to_status(rmsnorm::cpu::mean_square(to_params(*p), row_begin, row_end));
+}
+
+int64_t rmsnorm_cpu_backward_blocks(const rmsnorm_backward_params* p) {
+  return rmsnorm::cpu::backward_blocks(to_params(*p));
+}
+
+int64_t rmsnorm_cpu_backward_workspace(const rmsnorm_backward_params* p) {
+  return rmsnorm::cpu::backward_workspace(to_params(*p));
+}
+
+rmsnorm_status rmsnorm_cpu_backward(const rmsnorm_backward_params* p, int64_t block_begin,
+                                    int64_t block_end) {
+  return to_status(rmsnorm::cpu::backward(to_params(*p), block_begin, block_end));
+}
+
+rmsnorm_status rmsnorm_cpu_backward_reduce(const rmsnorm_backward_params* p, int64_t column_begin,
+                                           int64_t column_end) {
+  return to_status(rmsnorm::cpu::backward_reduce(to_params(*p), column_begin, column_end));
 }
 
 void rmsnorm_cuda_launch_options_init(rmsnorm_cuda_launch_options* options) {

@@ -84,8 +84,30 @@ typedef struct rmsnorm_mean_square_params {
   double partial; /* 1 after init */
 } rmsnorm_mean_square_params;
 
+/* Gradients: see BackwardParams of contract.hpp. */
+typedef struct rmsnorm_backward_params {
+  rmsnorm_tensor dy;
+  rmsnorm_tensor x;
+  rmsnorm_tensor residual;
+  rmsnorm_tensor weight;
+  rmsnorm_tensor rstd;
+  rmsnorm_tensor mean_square;
+  rmsnorm_tensor d_residual;
+  rmsnorm_tensor dx;
+  rmsnorm_tensor dweight;
+  rmsnorm_tensor dbias;
+  rmsnorm_tensor d_mean_square;
+  void* workspace; /* at a multiple of 64 bytes; null after init */
+  int64_t workspace_bytes;
+  int32_t axis;         /* -1 after init */
+  double eps;           /* 1e-6 after init */
+  double weight_offset; /* 0 after init */
+  double partial;       /* 1 after init */
+} rmsnorm_backward_params;
+
 /* Every tensor absent, every option at its default. */
 void rmsnorm_forward_params_init(rmsnorm_forward_params* p);
+void rmsnorm_backward_params_init(rmsnorm_backward_params* p);
 void rmsnorm_mean_square_params_init(rmsnorm_mean_square_params* p);
 
 rmsnorm_tensor rmsnorm_vector(const void* data, int32_t dtype, int64_t n);
@@ -97,6 +119,15 @@ rmsnorm_status rmsnorm_cpu_forward(const rmsnorm_forward_params* p, int64_t row_
                                    int64_t row_end);
 rmsnorm_status rmsnorm_cpu_mean_square(const rmsnorm_mean_square_params* p, int64_t row_begin,
                                        int64_t row_end);
+
+/* Blocks of rows, then columns of dweight and dbias; how many blocks there are and how many bytes
+ * the workspace needs: see rmsnorm.hpp. */
+int64_t rmsnorm_cpu_backward_blocks(const rmsnorm_backward_params* p);
+int64_t rmsnorm_cpu_backward_workspace(const rmsnorm_backward_params* p);
+rmsnorm_status rmsnorm_cpu_backward(const rmsnorm_backward_params* p, int64_t block_begin,
+                                    int64_t block_end);
+rmsnorm_status rmsnorm_cpu_backward_reduce(const rmsnorm_backward_params* p, int64_t column_begin,
+                                           int64_t column_end);
 
 /* On the GPU, with device memory: see cuda.cuh. All rows are computed, by one kernel on the stream
  * (a cudaStream_t; null: the default stream). Null options are those after init. */

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int failures = 0;
@@ -94,6 +95,66 @@ static void mean_square_of_a_part(void) {
   CHECK(rmsnorm_cpu_mean_square(&p, 0, 2).code != 0);
 }
 
+/* One row of ones, of which dx, every option and each output can be computed by hand. */
+static void backward_matches_the_formula(void) {
+  const float x[4] = {1, 1, 1, 1}, dy[4] = {1, 2, 3, 4}, w[4] = {0, 1, 0, 1},
+              ones[4] = {1, 1, 1, 1};
+  const float rstd = 2, mean_square = 9;
+  float dx[4] = {0, 0, 0, 0}, dweight[4] = {0, 0, 0, 0}, dbias[4] = {0, 0, 0, 0};
+  float d_mean_square = 0;
+  void* memory = NULL;
+  unsigned char space[192];
+  rmsnorm_backward_params p;
+  int i;
+  rmsnorm_backward_params_init(&p);
+  CHECK(p.axis == -1 && p.eps == 1e-6 && p.weight_offset == 0.0 && p.partial == 1.0);
+  CHECK(p.dy.rank == -1 && p.d_mean_square.rank == -1 && p.workspace == NULL);
+  CHECK(rmsnorm_cpu_backward(&p, 0, 1).code == RMSNORM_MISSING);
+  CHECK(rmsnorm_cpu_backward_blocks(&p) == 0);
+  p.x = rmsnorm_matrix(x, RMSNORM_F32, 1, 4, 4);
+  p.dy = rmsnorm_matrix(dy, RMSNORM_F32, 1, 4, 4);
+  p.weight = rmsnorm_vector(w, RMSNORM_F32, 4);
+  p.d_residual = rmsnorm_matrix(ones, RMSNORM_F32, 1, 4, 4);
+  p.rstd = rmsnorm_vector(&rstd, RMSNORM_F32, 1);
+  p.dx = rmsnorm_matrix(dx, RMSNORM_F32, 1, 4, 4);
+  p.weight_offset = 1.0;
+  p.partial = 0.5;
+  CHECK(rmsnorm_cpu_backward_workspace(&p) == 0);
+  CHECK(rmsnorm_cpu_backward(&p, 0, 1).code == 0);
+  /* g = 1 4 3 8, xhat = 2: c = 2 * 16 / 2 = 16, of the first two elements. */
+  CHECK(dx[0] == 2 * (1 - 32) + 1 && dx[1] == 2 * (4 - 32) + 1);
+  CHECK(dx[2] == 2 * 3 + 1 && dx[3] == 2 * 8 + 1);
+
+  p.partial = 1.0;
+  p.d_residual.rank = -1;
+  p.rstd.rank = -1;
+  p.residual = rmsnorm_matrix(ones, RMSNORM_F32, 1, 4, 4);
+  p.mean_square = rmsnorm_vector(&mean_square, RMSNORM_F32, 1);
+  p.d_mean_square = rmsnorm_vector(&d_mean_square, RMSNORM_F32, 1);
+  p.dweight = rmsnorm_vector(dweight, RMSNORM_F32, 4);
+  p.dbias = rmsnorm_vector(dbias, RMSNORM_F32, 4);
+  p.eps = 7.0;
+  CHECK(rmsnorm_cpu_backward_workspace(&p) == 2 * 128);
+  p.workspace_bytes = rmsnorm_cpu_backward_workspace(&p);
+  memory = malloc(256 + 64);
+  p.workspace = (unsigned char*)memory + (64 - (uintptr_t)memory % 64) % 64;
+  CHECK(rmsnorm_cpu_backward(&p, 0, rmsnorm_cpu_backward_blocks(&p)).code == 0);
+  CHECK(rmsnorm_cpu_backward_reduce(&p, 0, 4).code == 0);
+  /* rstd = 1/4, x + residual = 2, xhat = 1/2; d_mean_square = -1/32 * (1 + 4 + 3 + 8) / 2 */
+  for (i = 0; i < 4; ++i) {
+    CHECK(dx[i] == dy[i] * (1 + w[i]) / 4);
+    CHECK(dweight[i] == dy[i] / 2 && dbias[i] == dy[i]);
+  }
+  CHECK(d_mean_square == -0.25f);
+  p.axis = 2;
+  CHECK(strcmp(rmsnorm_argument_name(rmsnorm_cpu_backward(&p, 0, 1)), "axis") == 0);
+  p.axis = -1;
+  p.workspace = space;
+  p.workspace_bytes = sizeof space;
+  CHECK(strcmp(rmsnorm_argument_name(rmsnorm_cpu_backward(&p, 0, 1)), "workspace") == 0);
+  free(memory);
+}
+
 static void errors_have_names(void) {
   float x[4] = {1, 2, 3, 4}, y[4] = {0, 0, 0, 0};
   rmsnorm_forward_params p;
@@ -153,6 +214,7 @@ int main(void) {
   forward_matches_the_formula();
   options_arrive();
   mean_square_of_a_part();
+  backward_matches_the_formula();
   errors_have_names();
   cuda_says_what_is_wrong();
   CHECK(strlen(rmsnorm_version()) >= 5);
