@@ -355,8 +355,8 @@ struct MeanSquareParams {
 // fma(-c, xhat, g), a product and, with d_residual, an fma in its place; dx is rounded once.
 //
 // dweight and dbias are summed in the compute type over blocks of rows, in ascending order, and the
-// blocks' sums then in double, rounded once to the output. The blocks depend on the sizes alone, so
-// that the result is the same for any number of threads.
+// blocks' sums then in double, rounded to the compute type and that to the output. The blocks
+// depend on the sizes alone, so that the result is the same for any number of threads.
 //
 // Sizes: dy, residual, d_residual and dx have those of x; rstd, mean_square and d_mean_square those
 // of x without its normalised axes; dweight has the sizes of weight, dbias those that a bias may

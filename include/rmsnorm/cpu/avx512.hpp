@@ -116,7 +116,9 @@ inline f64v half(f32v v) {
   return _mm512_cvtps_pd(i == 0 ? _mm512_castps512_ps256(v) : _mm512_extractf32x8_ps(v, 1));
 }
 
+#define RMSNORM_KERNEL RMSNORM_FLATTEN
 #include "kernels.inl"
+#undef RMSNORM_KERNEL
 
 }  // namespace avx512
 }  // namespace detail

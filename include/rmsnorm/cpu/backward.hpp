@@ -52,8 +52,9 @@ class Backward {
     choose_kernels(table);
     const std::int64_t row_bytes =
         layout.n() * (size_in_bytes(p.x.dtype) + size_in_bytes(p.dy.dtype));
+    const std::int64_t least = shares_sums(p.x.dtype, layout.n()) ? 2 : 1;
     const std::int64_t group = row_bytes > 0 ? group_bytes / row_bytes : 1;
-    group_ = group < 1 ? 1 : group > max_group ? max_group : group;
+    group_ = group < least ? least : group > max_group ? max_group : group;
   }
 
   void run(std::int64_t block_begin, std::int64_t block_end) {
@@ -309,13 +310,19 @@ class GradientReduction {
   void write(Role role, bool second, std::int64_t column_begin, std::int64_t column_end) {
     const Operand& out = layout_.operand(role);
     for_each_group<true>(out, 0, 0, out.data, [&](std::int64_t group, char* row) {
-      for (std::int64_t i = column_begin; i < column_end; i += block) {
+      // From a whole set on, whose sums may be in another order than its columns.
+      const std::int64_t first = column_begin / lanes * lanes;
+      for (std::int64_t i = first; i < column_end; i += block) {
         const std::int64_t count = column_end - i < block ? column_end - i : block;
         for (double& total : totals_) total = 0;
         for_each_group<false>(out, 0, group, row, [&](std::int64_t shared, char*) {
-          add_blocks(shared, second, i, count);
+          add_blocks(shared, second, i, (count + lanes - 1) / lanes * lanes);
         });
-        target_.narrow(totals_, role, row, i, count);
+        const std::int64_t skipped = i < column_begin ? column_begin - i : 0;
+        for (std::int64_t k = skipped; k < count; ++k) {
+          values_[k - skipped] = static_cast<C>(totals_[place_in_order(k, order_)]);
+        }
+        target_.narrow(values_, role, row, i + skipped, count - skipped);
       }
     });
   }
@@ -336,11 +343,8 @@ class GradientReduction {
 
   void add_blocks(std::int64_t group, bool second, std::int64_t begin, std::int64_t count) {
     for (std::int64_t b = 0; b < blocks_.blocks_per_group; ++b) {
-      const C* sums = reinterpret_cast<const C*>(
-          sums_.row(p_.workspace, group * blocks_.blocks_per_group + b, second));
-      for (std::int64_t k = 0; k < count; ++k) {
-        totals_[k] += static_cast<double>(sums[place_in_order(begin + k, order_)]);
-      }
+      const char* sums = sums_.row(p_.workspace, group * blocks_.blocks_per_group + b, second);
+      target_.ops().add_to_totals(totals_, reinterpret_cast<const C*>(sums) + begin, count);
     }
   }
 
@@ -349,8 +353,9 @@ class GradientReduction {
   GradientSums sums_;
   GradientBlocks blocks_;
   GradientOrder order_;
-  RowSource<double> target_;
+  RowSource<C> target_;
   alignas(64) double totals_[block];
+  alignas(64) C values_[block];
 };
 
 inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& layout) {

@@ -104,7 +104,7 @@ inline void correlate_step(ProductLanes<C>& acc, const T* dy_, const T* x_, cons
 }
 
 template <class T, class W>
-void correlate(const GradientRows& a) {
+RMSNORM_KERNEL void correlate(const GradientRows& a) {
   using C = typename Compute<T>::scalar;
   using Accumulator = ProductLanes<C>;
   const auto offset = splat(static_cast<C>(a.offset));
@@ -144,95 +144,122 @@ inline void accumulate_value(C* sums, typename Compute<C>::vector a) {
   store(sums, add(load(sums), a));
 }
 
-// One set of 32 elements. `dweight` and `dbias` are that set's sums, or null.
+// dx of one pair of registers.
 template <class T, class W, class C>
-inline void differentiate_step(const GradientRow<T, W>& row, const RowFactors<C>& f, C* dweight,
-                               C* dbias) {
+inline void store_gradient(const GradientRow<T, W>& row, std::int64_t i, const RowFactors<C>& f,
+                           const Two<C>& dy, const Two<C>& xhat) {
+  constexpr GradientOrder order = order_of<T>;
+  const Two<C> w = load_weights<T>(is_weight<W> ? row.w + i : row.w, dy);
+  Two<C> d = {fma(f.minus_c, xhat.a, weighted<W>(dy.a, w.a, f.offset)),
+              fma(f.minus_c, xhat.b, weighted<W>(dy.b, w.b, f.offset))};
+  if (row.d_residual != nullptr) {
+    const Two<C> more = load_two<order>(row.d_residual + i);
+    d = {fma(d.a, f.rstd, more.a), fma(d.b, f.rstd, more.b)};
+  } else {
+    d = {multiply(d.a, f.rstd), multiply(d.b, f.rstd)};
+  }
+  store_two<order>(row.dx + i, d);
+}
+
+// One set of 32 elements of each of some rows, whose products are added to the sums in ascending
+// order. `dweight` and `dbias` are that set's sums, or null.
+template <int rows, class T, class W, class C>
+inline void differentiate_step(const GradientRow<T, W>* row, std::int64_t start,
+                               const RowFactors<C>* f, C* dweight, C* dbias) {
   constexpr GradientOrder order = order_of<T>;
   using Set = RegistersOfSet<C, order>;
-  for_each_register<Set::pairs>([&row, &f, dweight, dbias](int k) {
-    const int i = 2 * k * Set::width;
-    const int first = Set::a(k) * Set::width, second = Set::b(k) * Set::width;
-    const auto dy = load_two<order>(row.dy + i), x = load_two<order>(row.x + i);
-    const auto w = load_weights<T>(is_weight<W> ? row.w + i : row.w, dy);
-    const Two<C> xhat = {multiply(x.a, f.rstd), multiply(x.b, f.rstd)};
+  for_each_register<Set::pairs>([row, start, f, dweight, dbias](int k) {
+    const std::int64_t i = start + 2 * k * Set::width;
+    const std::int64_t first = start + Set::a(k) * Set::width;
+    const std::int64_t second = start + Set::b(k) * Set::width;
+    Two<C> products = {}, values = {};
+    if (dweight != nullptr) products = {load(dweight + first), load(dweight + second)};
+    if (dbias != nullptr) values = {load(dbias + first), load(dbias + second)};
+    for_each_register<rows>([&](int r) {
+      const Two<C> dy = load_two<order>(row[r].dy + i), x = load_two<order>(row[r].x + i);
+      const Two<C> xhat = {multiply(x.a, f[r].rstd), multiply(x.b, f[r].rstd)};
+      products = {fma(dy.a, xhat.a, products.a), fma(dy.b, xhat.b, products.b)};
+      values = {add(values.a, dy.a), add(values.b, dy.b)};
+      store_gradient(row[r], i, f[r], dy, xhat);
+    });
     if (dweight != nullptr) {
-      accumulate_product(dweight + first, dy.a, xhat.a);
-      accumulate_product(dweight + second, dy.b, xhat.b);
+      store(dweight + first, products.a);
+      store(dweight + second, products.b);
     }
     if (dbias != nullptr) {
-      accumulate_value(dbias + first, dy.a);
-      accumulate_value(dbias + second, dy.b);
+      store(dbias + first, values.a);
+      store(dbias + second, values.b);
     }
-    Two<C> d = {fma(f.minus_c, xhat.a, weighted<W>(dy.a, w.a, f.offset)),
-                fma(f.minus_c, xhat.b, weighted<W>(dy.b, w.b, f.offset))};
-    if (row.d_residual != nullptr) {
-      const auto more = load_two<order>(row.d_residual + i);
-      d = {fma(d.a, f.rstd, more.a), fma(d.b, f.rstd, more.b)};
-    } else {
-      d = {multiply(d.a, f.rstd), multiply(d.b, f.rstd)};
-    }
-    store_two<order>(row.dx + i, d);
   });
 }
 
+// The last n < 32 elements of a row.
 template <class T, class W, class C>
-inline void differentiate_row(const GradientRow<T, W>& row, std::int64_t n, const RowFactors<C>& f,
-                              C* dweight, C* dbias) {
-  const auto at = [](auto* p, std::int64_t i) { return p == nullptr ? nullptr : p + i; };
+inline void differentiate_rest(const GradientRow<T, W>& row, std::int64_t i, std::int64_t n,
+                               const RowFactors<C>& f, C* dweight, C* dbias) {
+  const Tail<T> dy(row.dy + i, n), x(row.x + i, n);
+  Tail<T> d_residual, dx;
+  if (row.d_residual != nullptr) d_residual = Tail<T>(row.d_residual + i, n);
+  GradientRow<T, W> last = {dy.elements, x.elements, row.w,
+                            row.d_residual == nullptr ? nullptr : d_residual.elements, dx.elements};
+  C* const dweight_here = dweight == nullptr ? nullptr : dweight + i;
+  C* const dbias_here = dbias == nullptr ? nullptr : dbias + i;
+  if constexpr (is_weight<W>) {
+    const Tail<W> w(row.w + i, n);
+    last.w = w.elements;
+    differentiate_step<1, T, W>(&last, 0, &f, dweight_here, dbias_here);
+  } else {
+    differentiate_step<1, T, W>(&last, 0, &f, dweight_here, dbias_here);
+  }
+  dx.copy_to(row.dx + i, n);
+}
+
+template <int rows, class T, class W>
+inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
+  using C = typename Compute<T>::scalar;
+  GradientRow<T, W> row[rows];
+  RowFactors<C> f[rows];
+  for_each_register<rows>([&](int k) {
+    const std::int64_t r = first + k;
+    const char* d_residual =
+        a.d_residual == nullptr ? nullptr : a.d_residual + r * a.d_residual_stride;
+    row[k] = {reinterpret_cast<const T*>(a.dy + r * a.dy_stride),
+              reinterpret_cast<const T*>(a.x + r * a.x_stride),
+              reinterpret_cast<const W*>(a.w + r * a.w_stride),
+              reinterpret_cast<const T*>(d_residual), reinterpret_cast<T*>(a.dx + r * a.dx_stride)};
+    f[k] = {splat(static_cast<C>(a.rstd[r])), splat(static_cast<C>(a.offset)),
+            splat(static_cast<C>(-a.correlations[r]))};
+  });
+  C* const dweight = reinterpret_cast<C*>(a.dweight);
+  C* const dbias = reinterpret_cast<C*>(a.dbias);
   for_each_step(
-      n,
-      [&](std::int64_t i) {
-        differentiate_step<T, W>({row.dy + i, row.x + i, is_weight<W> ? row.w + i : row.w,
-                                  at(row.d_residual, i), row.dx + i},
-                                 f, at(dweight, i), at(dbias, i));
-      },
+      a.n, [&](std::int64_t i) { differentiate_step<rows, T, W>(row, i, f, dweight, dbias); },
       [&](std::int64_t i, std::int64_t left) {
-        const Tail<T> dy(row.dy + i, left), x(row.x + i, left);
-        Tail<T> d_residual, dx;
-        if (row.d_residual != nullptr) d_residual = Tail<T>(row.d_residual + i, left);
-        GradientRow<T, W> last = {dy.elements, x.elements, row.w,
-                                  row.d_residual == nullptr ? nullptr : d_residual.elements,
-                                  dx.elements};
-        if constexpr (is_weight<W>) {
-          const Tail<W> w(row.w + i, left);
-          last.w = w.elements;
-          differentiate_step<T, W>(last, f, at(dweight, i), at(dbias, i));
-        } else {
-          differentiate_step<T, W>(last, f, at(dweight, i), at(dbias, i));
-        }
-        dx.copy_to(row.dx + i, left);
+        for_each_register<rows>(
+            [&](int k) { differentiate_rest(row[k], i, left, f[k], dweight, dbias); });
       });
 }
 
+// Two rows share the sums' way from and to the cache, which is a third of what one row moves there.
 template <class T, class W>
-void differentiate(const GradientRows& a) {
-  using C = typename Compute<T>::scalar;
-  const auto offset = splat(static_cast<C>(a.offset));
-  for (std::int64_t r = 0; r < a.rows; ++r) {
-    const char* d_residual =
-        a.d_residual == nullptr ? nullptr : a.d_residual + r * a.d_residual_stride;
-    const GradientRow<T, W> row = {reinterpret_cast<const T*>(a.dy + r * a.dy_stride),
-                                   reinterpret_cast<const T*>(a.x + r * a.x_stride),
-                                   reinterpret_cast<const W*>(a.w + r * a.w_stride),
-                                   reinterpret_cast<const T*>(d_residual),
-                                   reinterpret_cast<T*>(a.dx + r * a.dx_stride)};
-    const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset,
-                             splat(static_cast<C>(-a.correlations[r]))};
-    differentiate_row(row, a.n, f, reinterpret_cast<C*>(a.dweight), reinterpret_cast<C*>(a.dbias));
+RMSNORM_KERNEL void differentiate(const GradientRows& a) {
+  std::int64_t r = 0;
+  if (shares_sums(dtype_of<T>::value, a.n)) {
+    for (; r + 2 <= a.rows; r += 2) differentiate_rows<2, T, W>(a, r);
   }
+  for (; r < a.rows; ++r) differentiate_rows<1, T, W>(a, r);
 }
 
 // ---- blocks in scratch memory ----
 
 template <class C>
-void scale_add_block(C* v, C factor, const C* b, std::int64_t n) {
+RMSNORM_KERNEL void scale_add_block(C* v, C factor, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, f, load(b + i)); });
 }
 template <class C>
-void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
+RMSNORM_KERNEL void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(f, load(w + i), a); });
@@ -240,7 +267,7 @@ void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
 
 // Scratch memory is in order and filled with zeros up to whole sets, sums are not in order.
 template <class C, GradientOrder order>
-void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
+RMSNORM_KERNEL void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
   using Set = RegistersOfSet<C, order>;
   ProductLanes<C> acc(*sum);
   for (std::int64_t i = 0; i < n; i += lanes) {
@@ -254,7 +281,7 @@ void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) 
   acc.flush(sum);
 }
 template <class C, GradientOrder order>
-void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
+RMSNORM_KERNEL void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {
     for_each_register<Set::pairs>([sums, a, b, i](int k) {
@@ -266,7 +293,7 @@ void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) 
   }
 }
 template <class C, GradientOrder order>
-void accumulate_block(C* sums, const C* a, std::int64_t n) {
+RMSNORM_KERNEL void accumulate_block(C* sums, const C* a, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {
     for_each_register<Set::pairs>([sums, a, i](int k) {
@@ -274,5 +301,16 @@ void accumulate_block(C* sums, const C* a, std::int64_t n) {
       accumulate_value(sums + i + Set::a(k) * Set::width, one.a);
       accumulate_value(sums + i + Set::b(k) * Set::width, one.b);
     });
+  }
+}
+
+template <class C>
+RMSNORM_KERNEL void add_to_totals_block(double* totals, const C* sums, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += Lanes<double>::width) {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      store(totals + i, add(load(totals + i), load_double(sums + i)));
+    } else {
+      store(totals + i, add(load(totals + i), load(sums + i)));
+    }
   }
 }

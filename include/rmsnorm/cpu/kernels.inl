@@ -12,6 +12,8 @@
 //   Pair {even, odd}              2 W elements of bf16 or f32, split by their index
 //   load_pair(const T*), store_pair(bfloat16*, Pair)
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
+//   RMSNORM_KERNEL                RMSNORM_FLATTEN, or nothing where a call costs no vector
+//   registers
 //
 // No std:: templates here: their out-of-line copies would be compiled for this ISA and could be
 // picked by the linker for code that runs everywhere.
@@ -239,8 +241,8 @@ inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
 }
 
 template <class T>
-void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
-              double* sums) {
+RMSNORM_KERNEL void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n,
+                             std::int64_t rows, double* sums) {
   for (std::int64_t r = 0; r < rows; ++r, x += x_stride) {
     SquareSum sum;
     set_zero(&sum);
@@ -274,7 +276,7 @@ inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, Squar
 }
 
 template <class T>
-void add_sum_rows(const AddRows& a) {
+RMSNORM_KERNEL void add_sum_rows(const AddRows& a) {
   for (std::int64_t r = 0; r < a.rows; ++r) {
     const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
     const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride);
@@ -356,7 +358,7 @@ inline void apply_row(const T* x, const W* w, T* y, std::int64_t n, typename Lan
 }
 
 template <class T, class W, bool round_before>
-void apply(const ApplyRows& a) {
+RMSNORM_KERNEL void apply(const ApplyRows& a) {
   using C = typename Compute<T>::scalar;
   const auto offset = splat(static_cast<C>(a.offset));
   for (std::int64_t r = 0; r < a.rows; ++r) {
@@ -388,7 +390,7 @@ inline void convert_step(const From* from, To* to) {
 // Fills the target up to the next multiple of `lanes`, with zeros: the operations below run on
 // whole vectors.
 template <class C, class T>
-void widen_block(const void* from_, C* to, std::int64_t n) {
+RMSNORM_KERNEL void widen_block(const void* from_, C* to, std::int64_t n) {
   const T* from = static_cast<const T*>(from_);
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
@@ -398,7 +400,7 @@ void widen_block(const void* from_, C* to, std::int64_t n) {
 }
 
 template <class C, class T>
-void narrow_block(const C* from, void* to_, std::int64_t n) {
+RMSNORM_KERNEL void narrow_block(const C* from, void* to_, std::int64_t n) {
   T* to = static_cast<T*>(to_);
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
@@ -410,7 +412,7 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
 }
 
 template <class Accumulator, class C>
-void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
+RMSNORM_KERNEL void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
   add_squares<Accumulator>(v, n, sum);
 }
 
@@ -420,29 +422,29 @@ inline void transform_block(C* v, std::int64_t n, Operation operation) {
 }
 
 template <class C>
-void scale_block(C* v, C factor, std::int64_t n) {
+RMSNORM_KERNEL void scale_block(C* v, C factor, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t) { return multiply(a, f); });
 }
 template <class C>
-void add_constant_block(C* v, C offset, std::int64_t n) {
+RMSNORM_KERNEL void add_constant_block(C* v, C offset, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V o = splat(offset);
   transform_block(v, n, [=](V a, std::int64_t) { return add(a, o); });
 }
 template <class C>
-void add_block(C* v, const C* b, std::int64_t n) {
+RMSNORM_KERNEL void add_block(C* v, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return add(a, load(b + i)); });
 }
 template <class C>
-void multiply_block(C* v, const C* w, std::int64_t n) {
+RMSNORM_KERNEL void multiply_block(C* v, const C* w, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return multiply(a, load(w + i)); });
 }
 template <class C>
-void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
+RMSNORM_KERNEL void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, load(w + i), load(b + i)); });
 }
@@ -492,6 +494,7 @@ constexpr BlockOps<C> block_ops() {
       {add_products_block<C, in_order>, products_in_pairs},
       {accumulate_products_block<C, in_order>, accumulate_products_in_pairs},
       {accumulate_block<C, in_order>, accumulate_in_pairs},
+      add_to_totals_block<C>,
   };
 }
 

@@ -92,7 +92,9 @@ inline f64v half(f32v v) {
   return i == 0 ? vcvt_f64_f32(vget_low_f32(v)) : vcvt_high_f64_f32(v);
 }
 
+#define RMSNORM_KERNEL RMSNORM_FLATTEN
 #include "kernels.inl"
+#undef RMSNORM_KERNEL
 
 }  // namespace neon
 }  // namespace detail

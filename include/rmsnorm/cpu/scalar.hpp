@@ -70,7 +70,9 @@ inline f64v half(f32v v) {
   return {static_cast<double>(v.value)};
 }
 
+#define RMSNORM_KERNEL
 #include "kernels.inl"
+#undef RMSNORM_KERNEL
 
 }  // namespace scalar
 }  // namespace detail
