@@ -120,6 +120,12 @@ class RowLayout {
   int row_rank() const { return row_rank_; }
   std::int64_t row_size(int d) const { return row_sizes_[d]; }
 
+  std::int64_t rows() const {
+    std::int64_t rows = 1;
+    for (int d = 0; d < row_rank_; ++d) rows *= row_sizes_[d];
+    return rows;
+  }
+
   int inner_rank() const { return inner_rank_; }
   std::int64_t inner_size(int d) const { return inner_sizes_[d]; }
 

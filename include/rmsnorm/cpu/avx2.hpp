@@ -63,6 +63,19 @@ inline void store(bfloat16* p, f32v v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
 }
 
+// Past the caches, in pieces of 16 bytes, to which p is aligned: the next pieces complete the line.
+inline void stream_bits(void* p, __m128i bits) { _mm_stream_si128(static_cast<__m128i*>(p), bits); }
+inline void stream_bits(void* p, __m256i bits) {
+  stream_bits(p, _mm256_castsi256_si128(bits));
+  stream_bits(static_cast<char*>(p) + 16, _mm256_extracti128_si256(bits, 1));
+}
+inline void stream(float* p, f32v v) { stream_bits(p, _mm256_castps_si256(v)); }
+inline void stream(double* p, f64v v) { stream_bits(p, _mm256_castpd_si256(v)); }
+inline void stream(float16* p, f32v v) {
+  stream_bits(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 inline f32v rounded_to(const float*, f32v v) { return v; }
 inline f64v rounded_to(const double*, f64v v) { return v; }
 inline f32v rounded_to(const float16*, f32v v) {
@@ -104,6 +117,8 @@ inline __m256i bf16_bits(Pair v) {
 inline void store_pair(bfloat16* p, Pair v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_bits(v));
 }
+
+inline void stream_pair(bfloat16* p, Pair v) { stream_bits(p, bf16_bits(v)); }
 
 inline f32v splat(float s) { return _mm256_set1_ps(s); }
 inline f64v splat(double s) { return _mm256_set1_pd(s); }

@@ -63,6 +63,22 @@ inline void store(bfloat16* p, f32v v) {
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper(v), 16)));
 }
 
+// Past the caches, in pieces of 16 bytes, to which p is aligned: the next pieces complete the line.
+inline void stream_bits(void* p, __m256i bits) {
+  _mm_stream_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(bits));
+  _mm_stream_si128(static_cast<__m128i*>(p) + 1, _mm256_extracti128_si256(bits, 1));
+}
+inline void stream_bits(void* p, __m512i bits) {
+  stream_bits(p, _mm512_castsi512_si256(bits));
+  stream_bits(static_cast<char*>(p) + 32, _mm512_extracti64x4_epi64(bits, 1));
+}
+inline void stream(float* p, f32v v) { stream_bits(p, _mm512_castps_si512(v)); }
+inline void stream(double* p, f64v v) { stream_bits(p, _mm512_castpd_si512(v)); }
+inline void stream(float16* p, f32v v) {
+  stream_bits(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 inline f32v rounded_to(const float*, f32v v) { return v; }
 inline f64v rounded_to(const double*, f64v v) { return v; }
 inline f32v rounded_to(const float16*, f32v v) {
@@ -88,11 +104,12 @@ inline Pair load_pair(const float* p) {
   const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
   return {_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
 }
-inline void store_pair(bfloat16* p, Pair v) {
+inline __m512i bf16_bits(Pair v) {
   const __m512i even = _mm512_srli_epi32(bf16_upper(v.even), 16);
-  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaau, even, bf16_upper(v.odd));
-  _mm512_storeu_si512(p, both);
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, even, bf16_upper(v.odd));
 }
+inline void store_pair(bfloat16* p, Pair v) { _mm512_storeu_si512(p, bf16_bits(v)); }
+inline void stream_pair(bfloat16* p, Pair v) { stream_bits(p, bf16_bits(v)); }
 
 inline f32v splat(float s) { return _mm512_set1_ps(s); }
 inline f64v splat(double s) { return _mm512_set1_pd(s); }

@@ -8,6 +8,7 @@
 
 #include "../check.hpp"
 #include "../gradient_blocks.hpp"
+#include "memory.hpp"
 #include "row_blocks.hpp"
 #include "statistics.hpp"
 
@@ -59,6 +60,7 @@ class Backward {
 
   void run(std::int64_t block_begin, std::int64_t block_end) {
     for (std::int64_t b = block_begin; b < block_end; ++b) run_block(b);
+    if (rows_.streaming.on) finish_streams();
   }
 
  private:
@@ -104,6 +106,7 @@ class Backward {
     const RowRange range = blocks_.rows_of(index);
     RowCursor cursor(layout_, range.begin);
     set_strides(cursor);
+    rows_.streaming.on = streams(cursor);
     for (std::int64_t left = range.end - range.begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
@@ -111,6 +114,19 @@ class Backward {
       cursor.advance(rows);
       left -= rows;
     }
+  }
+
+  // As in forward.hpp.
+  bool streams(const RowCursor& cursor) const {
+    if (differentiate_ == nullptr || !cursor.can_stream(role_dx)) return false;
+    std::int64_t bytes = 0;
+    for (const Role role : {role_dy, role_x, role_d_residual, role_dx}) {
+      const Operand& o = layout_.operand(role);
+      if (!o.present) continue;
+      if (role != role_dx && o.data == layout_.operand(role_dx).data) return false;
+      bytes += size_in_bytes(o.dtype);
+    }
+    return bytes * layout_.n() * layout_.rows() >= streaming_bytes();
   }
 
   void set_strides(const RowCursor& cursor) {
@@ -143,6 +159,7 @@ class Backward {
     rows_.rows = rows;
     rows_.rstd = rstd;
     rows_.correlations = correlations;
+    if (rows_.streaming.on) set_next(cursor, rows, {role_dy, role_x}, &rows_.streaming);
     correlate_(rows_);
     for (std::int64_t i = 0; i < rows; ++i) correlations[i] = mean_correlation(correlations[i]);
     differentiate_(rows_);

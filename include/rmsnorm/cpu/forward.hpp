@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../check.hpp"
+#include "memory.hpp"
 #include "row_blocks.hpp"
 #include "statistics.hpp"
 
@@ -52,6 +53,7 @@ class Forward {
     double v[max_group], rstd[max_group];
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
+    apply_rows_.streaming.on = streams(cursor);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
@@ -70,6 +72,7 @@ class Forward {
       cursor.advance(rows);
       left -= rows;
     }
+    if (apply_rows_.streaming.on) finish_streams();
   }
 
  private:
@@ -119,6 +122,20 @@ class Forward {
     }
     const bool round_before = p_.rounding != Rounding::once;
     return table_.apply[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
+  }
+
+  // Of all rows of the call, so that it does not matter how they are split over threads. An output
+  // over an input is in the cache already.
+  bool streams(const RowCursor& cursor) const {
+    if (apply_ == nullptr || !cursor.can_stream(role_y)) return false;
+    std::int64_t bytes = 0;
+    for (const Role role : {role_x, role_residual, role_y, role_residual_out}) {
+      const Operand& o = operand(role);
+      if (!o.present) continue;
+      if (role != role_y && o.data == operand(role_y).data) return false;
+      bytes += size_in_bytes(o.dtype);
+    }
+    return bytes * layout_.n() * layout_.rows() >= streaming_bytes();
   }
 
   // What the kernels' arguments have in common for all groups of rows.
@@ -180,6 +197,10 @@ class Forward {
     apply_rows_.y = cursor.row(role_y);
     apply_rows_.rows = rows;
     apply_rows_.rstd = rstd;
+    if (apply_rows_.streaming.on) {
+      const Role next[] = {role_x, fused_add_ != nullptr ? role_residual : role_none};
+      set_next(cursor, rows, next, &apply_rows_.streaming);
+    }
     apply_(apply_rows_);
   }
 

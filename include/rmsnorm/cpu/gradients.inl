@@ -36,13 +36,13 @@ inline Two<typename Compute<T>::scalar> load_two(const T* p) {
     return {both.even, both.odd};
   }
 }
-template <GradientOrder order, class T>
-inline void store_two(T* p, Two<typename Compute<T>::scalar> v) {
+template <GradientOrder order, bool streams, class T>
+inline void put_two(T* p, Two<typename Compute<T>::scalar> v) {
   if constexpr (order == GradientOrder::in_order) {
-    store(p, v.a);
-    store(p + LanesFor<T>::width, v.b);
+    put<streams>(p, v.a);
+    put<streams>(p + LanesFor<T>::width, v.b);
   } else {
-    store_pair(p, {v.a, v.b});
+    put_pair<streams>(p, {v.a, v.b});
   }
 }
 
@@ -145,9 +145,9 @@ inline void accumulate_value(C* sums, typename Compute<C>::vector a) {
 }
 
 // dx of one pair of registers.
-template <class T, class W, class C>
-inline void store_gradient(const GradientRow<T, W>& row, std::int64_t i, const RowFactors<C>& f,
-                           const Two<C>& dy, const Two<C>& xhat) {
+template <bool streams, class T, class W, class C>
+inline void put_gradient(const GradientRow<T, W>& row, std::int64_t i, const RowFactors<C>& f,
+                         const Two<C>& dy, const Two<C>& xhat) {
   constexpr GradientOrder order = order_of<T>;
   const Two<C> w = load_weights<T>(is_weight<W> ? row.w + i : row.w, dy);
   Two<C> d = {fma(f.minus_c, xhat.a, weighted<W>(dy.a, w.a, f.offset)),
@@ -158,12 +158,12 @@ inline void store_gradient(const GradientRow<T, W>& row, std::int64_t i, const R
   } else {
     d = {multiply(d.a, f.rstd), multiply(d.b, f.rstd)};
   }
-  store_two<order>(row.dx + i, d);
+  put_two<order, streams>(row.dx + i, d);
 }
 
 // One set of 32 elements of each of some rows, whose products are added to the sums in ascending
 // order. `dweight` and `dbias` are that set's sums, or null.
-template <int rows, class T, class W, class C>
+template <int rows, bool streams, class T, class W, class C>
 inline void differentiate_step(const GradientRow<T, W>* row, std::int64_t start,
                                const RowFactors<C>* f, C* dweight, C* dbias) {
   constexpr GradientOrder order = order_of<T>;
@@ -180,7 +180,7 @@ inline void differentiate_step(const GradientRow<T, W>* row, std::int64_t start,
       const Two<C> xhat = {multiply(x.a, f[r].rstd), multiply(x.b, f[r].rstd)};
       products = {fma(dy.a, xhat.a, products.a), fma(dy.b, xhat.b, products.b)};
       values = {add(values.a, dy.a), add(values.b, dy.b)};
-      store_gradient(row[r], i, f[r], dy, xhat);
+      put_gradient<streams>(row[r], i, f[r], dy, xhat);
     });
     if (dweight != nullptr) {
       store(dweight + first, products.a);
@@ -207,14 +207,14 @@ inline void differentiate_rest(const GradientRow<T, W>& row, std::int64_t i, std
   if constexpr (is_weight<W>) {
     const Tail<W> w(row.w + i, n);
     last.w = w.elements;
-    differentiate_step<1, T, W>(&last, 0, &f, dweight_here, dbias_here);
+    differentiate_step<1, false, T, W>(&last, 0, &f, dweight_here, dbias_here);
   } else {
-    differentiate_step<1, T, W>(&last, 0, &f, dweight_here, dbias_here);
+    differentiate_step<1, false, T, W>(&last, 0, &f, dweight_here, dbias_here);
   }
   dx.copy_to(row.dx + i, n);
 }
 
-template <int rows, class T, class W>
+template <int rows, bool streams, class T, class W>
 inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
   using C = typename Compute<T>::scalar;
   GradientRow<T, W> row[rows];
@@ -233,7 +233,14 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
   C* const dweight = reinterpret_cast<C*>(a.dweight);
   C* const dbias = reinterpret_cast<C*>(a.dbias);
   for_each_step(
-      a.n, [&](std::int64_t i) { differentiate_step<rows, T, W>(row, i, f, dweight, dbias); },
+      a.n,
+      [&](std::int64_t i) {
+        if constexpr (streams) {
+          for_each_register<rows>(
+              [&](int k) { fetch_next<T>(NextRows(a.streaming, first + k).rows, i); });
+        }
+        differentiate_step<rows, streams, T, W>(row, i, f, dweight, dbias);
+      },
       [&](std::int64_t i, std::int64_t left) {
         for_each_register<rows>(
             [&](int k) { differentiate_rest(row[k], i, left, f[k], dweight, dbias); });
@@ -241,13 +248,21 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
 }
 
 // Two rows share the sums' way from and to the cache, which is a third of what one row moves there.
-template <class T, class W>
-RMSNORM_KERNEL void differentiate(const GradientRows& a) {
+template <bool streams, class T, class W>
+inline void differentiate_all(const GradientRows& a) {
   std::int64_t r = 0;
   if (shares_sums(dtype_of<T>::value, a.n)) {
-    for (; r + 2 <= a.rows; r += 2) differentiate_rows<2, T, W>(a, r);
+    for (; r + 2 <= a.rows; r += 2) differentiate_rows<2, streams, T, W>(a, r);
   }
-  for (; r < a.rows; ++r) differentiate_rows<1, T, W>(a, r);
+  for (; r < a.rows; ++r) differentiate_rows<1, streams, T, W>(a, r);
+}
+template <class T, class W>
+RMSNORM_KERNEL void differentiate(const GradientRows& a) {
+  if (a.streaming.on) {
+    differentiate_all<true, T, W>(a);
+  } else {
+    differentiate_all<false, T, W>(a);
+  }
 }
 
 // ---- blocks in scratch memory ----

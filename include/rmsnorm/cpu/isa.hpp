@@ -47,15 +47,15 @@ struct CpuidRegisters {
   std::uint32_t a, b, c, d;
 };
 
-inline CpuidRegisters cpuid(std::uint32_t leaf) {
+inline CpuidRegisters cpuid(std::uint32_t leaf, std::uint32_t index = 0) {
   CpuidRegisters r = {0, 0, 0, 0};
 #if defined(_MSC_VER)
   int regs[4];
-  __cpuidex(regs, static_cast<int>(leaf), 0);
+  __cpuidex(regs, static_cast<int>(leaf), static_cast<int>(index));
   r = {static_cast<std::uint32_t>(regs[0]), static_cast<std::uint32_t>(regs[1]),
        static_cast<std::uint32_t>(regs[2]), static_cast<std::uint32_t>(regs[3])};
 #else
-  __cpuid_count(leaf, 0, r.a, r.b, r.c, r.d);
+  __cpuid_count(leaf, index, r.a, r.b, r.c, r.d);
 #endif
   return r;
 }

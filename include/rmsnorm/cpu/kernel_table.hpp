@@ -82,6 +82,15 @@ struct AddRows {
 };
 using AddSumRows = void (*)(const AddRows& a);
 
+// For arrays beyond the caches: results are stored past them, to rows on 16-byte boundaries, and
+// the rows that are read next are fetched meanwhile, one for each row, as many bytes as a row of x
+// has.
+struct Streaming {
+  bool on = false;
+  const char* next[2] = {};  // null: nothing to fetch
+  std::int64_t strides[2] = {};
+};
+
 // y = cast(cast_before(x * rstd[r]) * (offset + w)), y of x's dtype. An offset of -0.0 leaves every
 // weight as it is. rstd and offset are values of the compute type.
 struct ApplyRows {
@@ -92,6 +101,7 @@ struct ApplyRows {
   std::int64_t n, rows;
   const double* rstd;
   double offset;
+  Streaming streaming;
 };
 using Apply = void (*)(const ApplyRows& a);
 
@@ -113,6 +123,7 @@ struct GradientRows {
   // lanes, 64-byte aligned; null: not wanted.
   char* dweight;
   char* dbias;
+  Streaming streaming;  // of dx
 };
 using GradientKernel = void (*)(const GradientRows& a);
 

@@ -5,12 +5,14 @@
 //   f32v, f64v                    vectors of W floats and of D doubles, W = 2 D (scalar: both 1)
 //   load(const T*)                widened to f32v (f16, bf16, f32) or f64v (f64)
 //   store(T*, v)                  rounded to T
+//   stream(T*, v)                 the same past the caches, to T* on a 16-byte boundary
+//   prefetch(const void*)         the line there to the nearest cache
 //   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T
 //   splat, add, subtract, multiply, fma
 //   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
 //   load_double(const float*)     D floats as f64v
 //   Pair {even, odd}              2 W elements of bf16 or f32, split by their index
-//   load_pair(const T*), store_pair(bfloat16*, Pair)
+//   load_pair(const T*), store_pair and stream_pair(bfloat16*, Pair)
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
 //   RMSNORM_KERNEL                RMSNORM_FLATTEN, or nothing where a call costs no vector
 //   registers
@@ -310,62 +312,112 @@ inline typename LanesFor<T>::V apply_register(typename LanesFor<T>::V x, typenam
   return h;
 }
 
-template <class T, class W, bool round_before>
+// Lines of the rows that are read next, for 32 elements of T at byte `offset` of each.
+template <class T>
+inline void fetch_next(const char* const (&next)[2], std::int64_t i) {
+  constexpr int line = 64;
+  for (const char* row : next) {
+    if (row == nullptr) continue;
+    for (int b = 0; b < lanes * static_cast<int>(sizeof(T)); b += line) {
+      prefetch(row + i * static_cast<std::int64_t>(sizeof(T)) + b);
+    }
+  }
+}
+struct NextRows {
+  const char* rows[2];
+
+  NextRows(const Streaming& s, std::int64_t r) {
+    for (int k = 0; k < 2; ++k)
+      rows[k] = s.next[k] == nullptr ? nullptr : s.next[k] + r * s.strides[k];
+  }
+};
+
+template <bool streams, class T, class V>
+inline void put(T* p, V v) {
+  if constexpr (streams) {
+    stream(p, v);
+  } else {
+    store(p, v);
+  }
+}
+template <bool streams>
+inline void put_pair(bfloat16* p, Pair v) {
+  if constexpr (streams) {
+    stream_pair(p, v);
+  } else {
+    store_pair(p, v);
+  }
+}
+
+template <class T, class W, bool round_before, bool streams>
 inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
                        typename LanesFor<T>::V offset) {
   for_each_register<LanesFor<T>::count>([=](int u) {
     const int i = u * LanesFor<T>::width;
     auto weight = rstd;
     if constexpr (is_weight<W>) weight = load(w + i);
-    store(y + i, apply_register<T, W, round_before>(load(x + i), weight, rstd, offset));
+    put<streams>(y + i, apply_register<T, W, round_before>(load(x + i), weight, rstd, offset));
   });
 }
 
 // bf16 in pairs: as 32-bit elements, the odd ones are floats once their lower half is cleared and
 // the even ones after one shift, and the way back is a blend. Widening and packing in order takes
 // four times as many operations on the two ports that shift and shuffle.
-template <class T, class W, bool round_before>
+template <class T, class W, bool round_before, bool streams>
 inline void apply_step(const bfloat16* x, const W* w, bfloat16* y, f32v rstd, f32v offset) {
   for_each_register<Lanes<float>::count / 2>([=](int u) {
     const int i = 2 * u * Lanes<float>::width;
     const Pair in = load_pair(x + i);
     Pair weight = {rstd, rstd};
     if constexpr (is_weight<W>) weight = load_pair(w + i);
-    store_pair(y + i, {apply_register<T, W, round_before>(in.even, weight.even, rstd, offset),
+    put_pair<streams>(y + i,
+                      {apply_register<T, W, round_before>(in.even, weight.even, rstd, offset),
                        apply_register<T, W, round_before>(in.odd, weight.odd, rstd, offset)});
   });
 }
 
-template <class T, class W, bool round_before>
+template <class T, class W, bool round_before, bool streams>
 inline void apply_row(const T* x, const W* w, T* y, std::int64_t n, typename LanesFor<T>::V rstd,
-                      typename LanesFor<T>::V offset) {
+                      typename LanesFor<T>::V offset, const NextRows& next) {
   for_each_step(
       n,
       [=](std::int64_t i) {
-        apply_step<T, W, round_before>(x + i, is_weight<W> ? w + i : w, y + i, rstd, offset);
+        if constexpr (streams) fetch_next<T>(next.rows, i);
+        apply_step<T, W, round_before, streams>(x + i, is_weight<W> ? w + i : w, y + i, rstd,
+                                                offset);
       },
       [=](std::int64_t i, std::int64_t left) {
         const Tail<T> in(x + i, left);
         Tail<T> out;
         if constexpr (is_weight<W>) {
           const Tail<W> weight(w + i, left);
-          apply_step<T, W, round_before>(in.elements, weight.elements, out.elements, rstd, offset);
+          apply_step<T, W, round_before, false>(in.elements, weight.elements, out.elements, rstd,
+                                                offset);
         } else {
-          apply_step<T, W, round_before>(in.elements, w, out.elements, rstd, offset);
+          apply_step<T, W, round_before, false>(in.elements, w, out.elements, rstd, offset);
         }
         out.copy_to(y + i, left);
       });
 }
 
-template <class T, class W, bool round_before>
-RMSNORM_KERNEL void apply(const ApplyRows& a) {
+template <class T, class W, bool round_before, bool streams>
+inline void apply_rows(const ApplyRows& a) {
   using C = typename Compute<T>::scalar;
   const auto offset = splat(static_cast<C>(a.offset));
   for (std::int64_t r = 0; r < a.rows; ++r) {
-    apply_row<T, W, round_before>(reinterpret_cast<const T*>(a.x + r * a.x_stride),
-                                  reinterpret_cast<const W*>(a.w + r * a.w_stride),
-                                  reinterpret_cast<T*>(a.y + r * a.y_stride), a.n,
-                                  splat(static_cast<C>(a.rstd[r])), offset);
+    apply_row<T, W, round_before, streams>(reinterpret_cast<const T*>(a.x + r * a.x_stride),
+                                           reinterpret_cast<const W*>(a.w + r * a.w_stride),
+                                           reinterpret_cast<T*>(a.y + r * a.y_stride), a.n,
+                                           splat(static_cast<C>(a.rstd[r])), offset,
+                                           NextRows(a.streaming, r));
+  }
+}
+template <class T, class W, bool round_before>
+RMSNORM_KERNEL void apply(const ApplyRows& a) {
+  if (a.streaming.on) {
+    apply_rows<T, W, round_before, true>(a);
+  } else {
+    apply_rows<T, W, round_before, false>(a);
   }
 }
 

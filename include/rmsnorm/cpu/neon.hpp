@@ -70,6 +70,14 @@ inline void store_pair(bfloat16* p, Pair v) {
   vst1q_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpretq_u16_u32(both));
 }
 
+// No store past the caches is used here: streaming_bytes() keeps it from being chosen.
+template <class T, class V>
+inline void stream(T* p, V v) {
+  store(p, v);
+}
+inline void stream_pair(bfloat16* p, Pair v) { store_pair(p, v); }
+inline void prefetch(const void*) {}
+
 inline f32v splat(float s) { return vdupq_n_f32(s); }
 inline f64v splat(double s) { return vdupq_n_f64(s); }
 inline f32v add(f32v a, f32v b) { return vaddq_f32(a, b); }

@@ -38,6 +38,14 @@ class RowCursor {
   // Row i of the run.
   char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
 
+  // Whether stores past the caches reach every row of an output: on 16-byte boundaries.
+  bool can_stream(Role role) const {
+    const Operand& o = layout_.operand(role);
+    bool aligned = o.unit && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0;
+    for (int d = 0; d <= last_; ++d) aligned = aligned && o.row_strides[d] % 16 == 0;
+    return aligned;
+  }
+
   // By at most run() rows.
   void advance(std::int64_t rows) {
     int d = last_;

@@ -48,6 +48,14 @@ inline void store_pair(bfloat16* p, Pair v) {
   store(p + 1, v.odd);
 }
 
+// There is no store past the caches in C++: streaming_bytes() keeps it from being chosen.
+template <class T, class V>
+inline void stream(T* p, V v) {
+  store(p, v);
+}
+inline void stream_pair(bfloat16* p, Pair v) { store_pair(p, v); }
+inline void prefetch(const void*) {}
+
 inline f32v splat(float s) { return {s}; }
 inline f64v splat(double s) { return {s}; }
 inline f32v add(f32v a, f32v b) { return {a.value + b.value}; }

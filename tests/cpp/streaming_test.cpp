@@ -1,0 +1,142 @@
+// Arrays beyond the caches are stored past them: the same bits as small ones.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "case_grid.hpp"
+#include "instruction_sets.hpp"
+#include "rmsnorm/cpu/memory.hpp"
+
+namespace rmsnorm_test {
+namespace {
+
+using rmsnorm::Status;
+using rmsnorm::Tensor;
+
+// Rows of n elements behind a canary, at some bytes from a 64-byte boundary.
+class Rows {
+ public:
+  Rows(DType t, std::int64_t rows, std::int64_t n, std::size_t shift)
+      : bytes_(static_cast<std::size_t>(rows * n * rmsnorm::size_in_bytes(t))),
+        memory_(bytes_ + 256),
+        t_(t),
+        n_(n) {
+    const auto at = reinterpret_cast<std::uintptr_t>(memory_.data());
+    data_ = memory_.data() + (64 - at % 64) + shift;
+    std::memset(memory_.data(), 0x5a, memory_.size());
+  }
+  Tensor view(std::int64_t first, std::int64_t rows) {
+    Tensor v = rmsnorm::matrix(static_cast<float*>(nullptr), rows, n_);
+    v.dtype = t_;
+    v.data = data_ + first * n_ * rmsnorm::size_in_bytes(t_);
+    return v;
+  }
+  void fill(std::uint64_t seed) {
+    Random random(seed);
+    // A few thousand different values repeat, with a period that is no row's.
+    std::vector<std::uint64_t> patterns(4099);
+    for (std::uint64_t& p : patterns) p = encode(t_, round_to(t_, random.bell()));
+    const std::int64_t size = rmsnorm::size_in_bytes(t_);
+    for (std::size_t i = 0; i < bytes_ / static_cast<std::size_t>(size); ++i) {
+      store_bits(t_, data_ + static_cast<std::int64_t>(i) * size, patterns[i % patterns.size()]);
+    }
+  }
+  bool ends_with_canary() const {
+    for (const unsigned char* p = data_ + bytes_; p < memory_.data() + memory_.size(); ++p) {
+      if (*p != 0x5a) return false;
+    }
+    return true;
+  }
+  friend bool operator==(const Rows& a, const Rows& b) {
+    return std::memcmp(a.data_, b.data_, a.bytes_) == 0;
+  }
+
+ private:
+  std::size_t bytes_;
+  std::vector<unsigned char> memory_;
+  unsigned char* data_;
+  DType t_;
+  std::int64_t n_;
+};
+
+constexpr std::int64_t few = 64;
+
+// Calls compute(first, rows) on all rows at once, then a few at a time.
+template <class Compute>
+void in_small_calls(std::int64_t rows, Compute compute) {
+  for (std::int64_t first = 0; first < rows; first += few) {
+    ASSERT_TRUE(compute(first, std::min(few, rows - first)).ok());
+  }
+}
+
+TEST(Streaming, ForwardGivesTheBitsOfSmallCalls) {
+  if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
+    GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
+  }
+  for (const Isa isa : available_isas()) {
+    for (const DType t : all_dtypes) {
+      for (const bool add : {false, true}) {
+        if (isa == Isa::scalar && t != DType::f32) continue;
+        const std::int64_t n = 1032 + 8, size = rmsnorm::size_in_bytes(t);
+        const std::int64_t rows = rmsnorm::cpu::detail::streaming_bytes() / (2 * n * size) + 3;
+        Rows x(t, rows, n, 16), residual(t, rows, n, 0), weight(t, 1, n, 0);
+        Rows y(t, rows, n, 16), sum(t, rows, n, 0), expected(t, rows, n, 16);
+        x.fill(1);
+        residual.fill(2);
+        weight.fill(3);
+        const auto call = [&](Rows& out) {
+          return [&](std::int64_t first, std::int64_t count) {
+            rmsnorm::ForwardParams p;
+            p.x = x.view(first, count);
+            p.weight = weight.view(0, 1);
+            p.weight.rank = 1;
+            p.weight.sizes[0] = n;
+            p.weight.strides[0] = 1;
+            p.y = out.view(first, count);
+            if (add) p.residual = residual.view(first, count);
+            if (add) p.residual_out = sum.view(first, count);
+            return rmsnorm::cpu::forward(p, 0, count, isa);
+          };
+        };
+        ASSERT_TRUE(call(y)(0, rows).ok());
+        in_small_calls(rows, call(expected));
+        EXPECT_TRUE(y == expected) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << add;
+        EXPECT_TRUE(y.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t);
+      }
+    }
+  }
+}
+
+TEST(Streaming, BackwardGivesTheBitsOfSmallCalls) {
+  if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
+    GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
+  }
+  for (const Isa isa : available_isas()) {
+    for (const DType t : all_dtypes) {
+      if (isa == Isa::scalar) continue;
+      const std::int64_t n = 1032 + 8, size = rmsnorm::size_in_bytes(t);
+      const std::int64_t rows = rmsnorm::cpu::detail::streaming_bytes() / (3 * n * size) + 3;
+      Rows x(t, rows, n, 16), dy(t, rows, n, 0), dx(t, rows, n, 16), expected(t, rows, n, 16);
+      x.fill(1);
+      dy.fill(2);
+      const auto call = [&](Rows& out) {
+        return [&](std::int64_t first, std::int64_t count) {
+          rmsnorm::BackwardParams p;
+          p.x = x.view(first, count);
+          p.dy = dy.view(first, count);
+          p.dx = out.view(first, count);
+          return rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p), isa);
+        };
+      };
+      ASSERT_TRUE(call(dx)(0, rows).ok());
+      in_small_calls(rows, call(expected));
+      EXPECT_TRUE(dx == expected) << name(isa) << ' ' << rmsnorm::name(t);
+      EXPECT_TRUE(dx.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm_test
