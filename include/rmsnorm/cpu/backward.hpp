@@ -28,12 +28,11 @@ inline GradientBlocks gradient_blocks(const RowLayout& layout) {
   return rmsnorm::detail::gradient_blocks(layout, rows_per_block);
 }
 
-// bf16 rows have kernels that read pairs; whatever else is computed from such rows, at other
-// strides say, is summed in the same order.
-inline GradientOrder gradient_order(const BackwardParams& p) {
+// That of the rows' own kernels also for what has none, at other strides say.
+inline ElementOrder gradient_order(const BackwardParams& p) {
   const bool pairs =
       p.x.dtype == DType::bf16 && p.dy.dtype == DType::bf16 && compute_type(p) == DType::f32;
-  return pairs ? GradientOrder::pairs : GradientOrder::in_order;
+  return pairs ? ElementOrder::pairs : ElementOrder::in_order;
 }
 
 template <class C>
@@ -69,8 +68,7 @@ class Backward {
 
   // As forward does where y has the dtype of dy.
   static SumKind choose_sum_kind(const BackwardParams& p) {
-    const bool narrow = is_16_bit(p.x.dtype) && is_16_bit(p.dy.dtype) && !p.residual.present();
-    return narrow ? SumKind::float_lanes : SumKind::double_lanes;
+    return sum_kind_of(p.x.dtype, is_16_bit(p.dy.dtype) && !p.residual.present());
   }
 
   bool is_plain(Role role, DType t) const {
@@ -369,7 +367,7 @@ class GradientReduction {
   const RowLayout& layout_;
   GradientSums sums_;
   GradientBlocks blocks_;
-  GradientOrder order_;
+  ElementOrder order_;
   RowSource<C> target_;
   alignas(64) double totals_[block];
   alignas(64) C values_[block];

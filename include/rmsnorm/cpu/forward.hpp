@@ -90,14 +90,9 @@ class Forward {
     return p.residual.present() ? promote(p.x.dtype, p.residual.dtype) : p.x.dtype;
   }
 
-  // Where 16 bits go in and out, float lanes are accurate beyond what the result can show.
-  SumKind choose_sum_kind() const {
-    const bool narrow = is_16_bit(normalised_dtype_) && is_16_bit(p_.y.dtype);
-    return narrow ? SumKind::float_lanes : SumKind::double_lanes;
-  }
-  bool kernels_sum_alike(DType t) const {
-    return is_16_bit(t) == (sum_kind_ == SumKind::float_lanes);
-  }
+  SumKind choose_sum_kind() const { return sum_kind_of(normalised_dtype_, is_16_bit(p_.y.dtype)); }
+  // Whether the kernels of rows of t sum as this call does.
+  bool kernels_sum_alike(DType t) const { return sum_kind_of(t, true) == sum_kind_; }
 
   // The kernel that adds, stores and squares in one pass; the norm then reads residual_out.
   AddSumRows choose_add() const {

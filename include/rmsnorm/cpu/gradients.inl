@@ -1,51 +1,6 @@
 // The kernels of the backward pass, included by kernels.inl. Formulas: BackwardParams in
 // contract.hpp.
 
-// Two registers of a set of 32 elements, and which ones: see GradientOrder.
-template <class C>
-struct Two {
-  typename Compute<C>::vector a, b;
-};
-
-template <class C, GradientOrder order>
-struct RegistersOfSet {
-  static constexpr int width = Lanes<C>::width;
-  static constexpr int pairs = Lanes<C>::count / 2;  // of registers
-  static constexpr int a(int k) { return order == GradientOrder::in_order ? 2 * k : k; }
-  static constexpr int b(int k) { return order == GradientOrder::in_order ? 2 * k + 1 : k + pairs; }
-};
-
-template <class T>
-struct OrderOf {
-  static constexpr GradientOrder value = GradientOrder::in_order;
-};
-template <>
-struct OrderOf<bfloat16> {
-  static constexpr GradientOrder value = GradientOrder::pairs;
-};
-template <class T>
-constexpr GradientOrder order_of = OrderOf<T>::value;
-
-// Of 2 * width elements from p on.
-template <GradientOrder order, class T>
-inline Two<typename Compute<T>::scalar> load_two(const T* p) {
-  if constexpr (order == GradientOrder::in_order) {
-    return {load(p), load(p + LanesFor<T>::width)};
-  } else {
-    const Pair both = load_pair(p);
-    return {both.even, both.odd};
-  }
-}
-template <GradientOrder order, bool streams, class T>
-inline void put_two(T* p, Two<typename Compute<T>::scalar> v) {
-  if constexpr (order == GradientOrder::in_order) {
-    put<streams>(p, v.a);
-    put<streams>(p + LanesFor<T>::width, v.b);
-  } else {
-    put_pair<streams>(p, {v.a, v.b});
-  }
-}
-
 template <class C>
 struct ProductLanes : FoldedLanes<C> {
   using FoldedLanes<C>::FoldedLanes;
@@ -148,7 +103,7 @@ inline void accumulate_value(C* sums, typename Compute<C>::vector a) {
 template <bool streams, class T, class W, class C>
 inline void put_gradient(const GradientRow<T, W>& row, std::int64_t i, const RowFactors<C>& f,
                          const Two<C>& dy, const Two<C>& xhat) {
-  constexpr GradientOrder order = order_of<T>;
+  constexpr ElementOrder order = order_of<T>;
   const Two<C> w = load_weights<T>(is_weight<W> ? row.w + i : row.w, dy);
   Two<C> d = {fma(f.minus_c, xhat.a, weighted<W>(dy.a, w.a, f.offset)),
               fma(f.minus_c, xhat.b, weighted<W>(dy.b, w.b, f.offset))};
@@ -166,7 +121,7 @@ inline void put_gradient(const GradientRow<T, W>& row, std::int64_t i, const Row
 template <int rows, bool streams, class T, class W, class C>
 inline void differentiate_step(const GradientRow<T, W>* row, std::int64_t start,
                                const RowFactors<C>* f, C* dweight, C* dbias) {
-  constexpr GradientOrder order = order_of<T>;
+  constexpr ElementOrder order = order_of<T>;
   using Set = RegistersOfSet<C, order>;
   for_each_register<Set::pairs>([row, start, f, dweight, dbias](int k) {
     const std::int64_t i = start + 2 * k * Set::width;
@@ -281,7 +236,7 @@ RMSNORM_KERNEL void add_scaled_block(C* v, C factor, const C* w, std::int64_t n)
 }
 
 // Scratch memory is in order and filled with zeros up to whole sets, sums are not in order.
-template <class C, GradientOrder order>
+template <class C, ElementOrder order>
 RMSNORM_KERNEL void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
   using Set = RegistersOfSet<C, order>;
   ProductLanes<C> acc(*sum);
@@ -295,7 +250,7 @@ RMSNORM_KERNEL void add_products_block(const C* a, const C* b, std::int64_t n, S
   }
   acc.flush(sum);
 }
-template <class C, GradientOrder order>
+template <class C, ElementOrder order>
 RMSNORM_KERNEL void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {
@@ -307,7 +262,7 @@ RMSNORM_KERNEL void accumulate_products_block(C* sums, const C* a, const C* b, s
     });
   }
 }
-template <class C, GradientOrder order>
+template <class C, ElementOrder order>
 RMSNORM_KERNEL void accumulate_block(C* sums, const C* a, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {

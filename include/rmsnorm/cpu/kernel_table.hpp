@@ -58,8 +58,23 @@ struct SquareSum {
   }
 };
 
+// Where element i lies in a set of 32: bf16 is read in pairs, whose even elements make one register
+// and whose odd ones another, so that it is taken as 16 even elements and 16 odd ones.
+enum class ElementOrder : int { in_order = 0, pairs = 1 };
+
+constexpr std::int64_t place_in_order(std::int64_t i, ElementOrder order) {
+  return order == ElementOrder::in_order ? i : (i & ~std::int64_t{31}) + i % 2 * 16 + i % 32 / 2;
+}
+
 // Which lanes a block of floats is summed in: those that the row's own kernel would take.
-enum class SumKind : int { float_lanes = 0, double_lanes = 1 };
+enum class SumKind : int { float_lanes = 0, float_pairs = 1, double_lanes = 2 };
+constexpr int sum_kind_count = 3;
+
+// Between 16-bit tensors float lanes are accurate beyond what the result can show.
+constexpr SumKind sum_kind_of(DType normalised, bool to_16_bit) {
+  if (!to_16_bit || size_in_bytes(normalised) != 2) return SumKind::double_lanes;
+  return normalised == DType::bf16 ? SumKind::float_pairs : SumKind::float_lanes;
+}
 
 enum class WeightKind : int { none = 0, same = 1, f32 = 2 };
 constexpr int weight_kind_count = 3;
@@ -107,7 +122,7 @@ using Apply = void (*)(const ApplyRows& a);
 
 // One row of a backward pass after the other: dy, x, d_residual and dx of one dtype T, the weight
 // absent, of T or f32. g = dy * (offset + w) and xhat = x * rstd are rounded to the compute type.
-// Order of a row's elements in 32 lanes and in the sums of dweight and dbias: `GradientOrder`.
+// Order of a row's elements in 32 lanes and in the sums of dweight and dbias: `ElementOrder`.
 struct GradientRows {
   const char* dy;
   const char* x;
@@ -135,14 +150,6 @@ constexpr bool shares_sums(DType t, std::int64_t n) {
   return (t == DType::f32 || t == DType::f64) && n >= 1024 && n <= 16384;
 }
 
-// Where element i lies in a set of 32: bf16 is read in pairs, whose even elements make one register
-// and whose odd ones another, so that it is taken as 16 even elements and 16 odd ones.
-enum class GradientOrder : int { in_order = 0, pairs = 1 };
-
-constexpr std::int64_t place_in_order(std::int64_t i, GradientOrder order) {
-  return order == GradientOrder::in_order ? i : (i & ~std::int64_t{31}) + i % 2 * 16 + i % 32 / 2;
-}
-
 // Operations on blocks of n <= `block` elements of the compute type C in scratch memory, for
 // everything that has no kernel of its own. widen fills its target with zeros up to the next
 // multiple of `lanes`, and the in-place operations work up to there.
@@ -150,7 +157,7 @@ template <class C>
 struct BlockOps {
   // [SumKind] Adds the squares of n elements, a multiple of `block` in all but a row's last call.
   // Doubles are summed in one way only.
-  void (*add_squares[2])(const C* v, std::int64_t n, SquareSum* sum);
+  void (*add_squares[sum_kind_count])(const C* v, std::int64_t n, SquareSum* sum);
   void (*widen[dtype_count])(const void* from, C* to, std::int64_t n);
   void (*narrow[dtype_count])(const C* from, void* to, std::int64_t n);
   void (*scale)(C* v, C factor, std::int64_t n);
@@ -162,7 +169,7 @@ struct BlockOps {
   void (*scale_add)(C* v, C factor, const C* b, std::int64_t n);
   // v = fma(w, factor, v)
   void (*add_scaled)(C* v, C factor, const C* w, std::int64_t n);
-  // [GradientOrder] In the order of a row's own kernel. n as in add_squares.
+  // [ElementOrder] In the order of a row's own kernel. n as in add_squares.
   void (*add_products[2])(const C* a, const C* b, std::int64_t n, SquareSum* sum);
   void (*accumulate_products[2])(C* sums, const C* a, const C* b, std::int64_t n);
   void (*accumulate[2])(C* sums, const C* a, std::int64_t n);

@@ -84,11 +84,80 @@ inline void for_each_step(std::int64_t n, Step step, Rest rest) {
   if (i < n) rest(i, n - i);
 }
 
+// ---- two registers of a set ----
+
+// Two registers of a set of 32 elements, and which ones: see ElementOrder.
+template <class C>
+struct Two {
+  typename Compute<C>::vector a, b;
+};
+
+template <class C, ElementOrder order>
+struct RegistersOfSet {
+  static constexpr int width = Lanes<C>::width;
+  static constexpr int pairs = Lanes<C>::count / 2;  // of registers
+  static constexpr int a(int k) { return order == ElementOrder::in_order ? 2 * k : k; }
+  static constexpr int b(int k) { return order == ElementOrder::in_order ? 2 * k + 1 : k + pairs; }
+};
+
+template <class T>
+struct OrderOf {
+  static constexpr ElementOrder value = ElementOrder::in_order;
+};
+template <>
+struct OrderOf<bfloat16> {
+  static constexpr ElementOrder value = ElementOrder::pairs;
+};
+template <class T>
+constexpr ElementOrder order_of = OrderOf<T>::value;
+
+// Of 2 * width elements from p on.
+template <ElementOrder order, class T>
+inline Two<typename Compute<T>::scalar> load_two(const T* p) {
+  if constexpr (order == ElementOrder::in_order) {
+    return {load(p), load(p + LanesFor<T>::width)};
+  } else {
+    const Pair both = load_pair(p);
+    return {both.even, both.odd};
+  }
+}
+template <bool streams, class T, class V>
+inline void put(T* p, V v) {
+  if constexpr (streams) {
+    stream(p, v);
+  } else {
+    store(p, v);
+  }
+}
+template <bool streams>
+inline void put_pair(bfloat16* p, Pair v) {
+  if constexpr (streams) {
+    stream_pair(p, v);
+  } else {
+    store_pair(p, v);
+  }
+}
+
+template <ElementOrder order, bool streams, class T>
+inline void put_two(T* p, Two<typename Compute<T>::scalar> v) {
+  if constexpr (order == ElementOrder::in_order) {
+    put<streams>(p, v.a);
+    put<streams>(p + LanesFor<T>::width, v.b);
+  } else {
+    put_pair<streams>(p, {v.a, v.b});
+  }
+}
+
+template <ElementOrder order, class T>
+inline void store_two(T* p, Two<typename Compute<T>::scalar> v) {
+  put_two<order, false>(p, v);
+}
+
 // ---- sum of squares ----
 //
-// Three accumulators, chosen by what the result can show (docs/numerics.md). Each takes the values
-// of register u of a step by take(u, v), or straight from memory by take_from(u, p), starts from
-// the sum of the blocks before, and ends its block with flush().
+// Four accumulators, chosen by what the result can show (docs/numerics.md). Each takes 32 elements
+// by take_set(p), or two registers of them while they are being made by take(k, two), k as in
+// RegistersOfSet; it starts from the sum of the blocks before, and ends its block with flush().
 
 // Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
@@ -135,27 +204,41 @@ class FoldedLanes {
 };
 
 // Floats in float lanes.
+template <ElementOrder element_order>
 struct FloatLanes : FoldedLanes<float> {
   using FoldedLanes<float>::FoldedLanes;
-  void take(int u, f32v v) { add_square(u, v); }
+  static constexpr ElementOrder order = element_order;
+  using Set = RegistersOfSet<float, order>;
+  void take(int k, const Two<float>& v) {
+    add_square(Set::a(k), v.a);
+    add_square(Set::b(k), v.b);
+  }
   template <class T>
-  void take_from(int u, const T* p) {
-    add_square(u, load(p));
+  void take_set(const T* p) {
+    for_each_register<Set::pairs>(
+        [this, p](int k) { take(k, load_two<order>(p + 2 * k * Set::width)); });
   }
 };
 
 // Floats in double lanes: squares are exact, and the sum to 2^-38 for n up to 2^20.
 struct WideLanes : FoldedLanes<double> {
   using FoldedLanes<double>::FoldedLanes;
+  static constexpr ElementOrder order = ElementOrder::in_order;
   static constexpr int parts = Lanes<float>::width / Lanes<double>::width;
-  void take(int u, f32v v) {
-    add_square(parts * u, half<0>(v));
-    if constexpr (parts == 2) add_square(parts * u + 1, half<1>(v));
+  void take(int k, const Two<float>& v) {
+    take_register(2 * k, v.a);
+    take_register(2 * k + 1, v.b);
   }
   // Conversions from memory spare the extraction of the upper half.
-  void take_from(int u, const float* p) {
-    add_square(parts * u, load_double(p));
-    if constexpr (parts == 2) add_square(parts * u + 1, load_double(p + Lanes<double>::width));
+  void take_set(const float* p) {
+    for_each_register<Lanes<double>::count>(
+        [this, p](int u) { add_square(u, load_double(p + u * Lanes<double>::width)); });
+  }
+
+ private:
+  void take_register(int u, f32v v) {
+    add_square(parts * u, half<0>(v));
+    if constexpr (parts == 2) add_square(parts * u + 1, half<1>(v));
   }
 };
 
@@ -169,15 +252,15 @@ class CompensatedLanes {
       lo_[u] = load(sum.lo + u * Lanes<double>::width);
     });
   }
-  void take(int u, f64v v) {
-    const int i = u % registers;
-    const f64v square = multiply_rounded(v, v), before = hi_[i];
-    hi_[i] = add(before, square);
-    const f64v kept = subtract(hi_[i], before);
-    const f64v error = add(subtract(before, subtract(hi_[i], kept)), subtract(square, kept));
-    lo_[i] = add(lo_[i], error);
+  static constexpr ElementOrder order = ElementOrder::in_order;
+  void take(int k, const Two<double>& v) {
+    take_register(2 * k, v.a);
+    take_register(2 * k + 1, v.b);
   }
-  void take_from(int u, const double* p) { take(u, load(p)); }
+  void take_set(const double* p) {
+    for_each_register<Lanes<double>::count>(
+        [this, p](int u) { take_register(u, load(p + u * Lanes<double>::width)); });
+  }
   void flush(SquareSum* sum) const {
     for_each_register<registers>([sum, this](int u) {
       store(sum->hi + u * Lanes<double>::width, hi_[u]);
@@ -187,13 +270,23 @@ class CompensatedLanes {
 
  private:
   static constexpr int registers = 8 / Lanes<double>::width;
+
+  void take_register(int u, f64v v) {
+    const int i = u % registers;
+    const f64v square = multiply_rounded(v, v), before = hi_[i];
+    hi_[i] = add(before, square);
+    const f64v kept = subtract(hi_[i], before);
+    const f64v error = add(subtract(before, subtract(hi_[i], kept)), subtract(square, kept));
+    lo_[i] = add(lo_[i], error);
+  }
+
   f64v hi_[registers], lo_[registers];
 };
 
 // What rows of dtype T are summed by in the kernels of their own.
 template <class T>
 struct AccumulatorOf {
-  using type = FloatLanes;
+  using type = FloatLanes<order_of<T>>;
 };
 template <>
 struct AccumulatorOf<float> {
@@ -228,17 +321,11 @@ inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
 }
 
 template <class Accumulator, class T>
-inline void square_step(Accumulator& acc, const T* x) {
-  for_each_register<LanesFor<T>::count>(
-      [&acc, x](int u) { acc.take_from(u, x + u * LanesFor<T>::width); });
-}
-
-template <class Accumulator, class T>
 inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
   sum_blocks<Accumulator>(
-      n, sum, [x](Accumulator& acc, std::int64_t i) { square_step(acc, x + i); },
+      n, sum, [x](Accumulator& acc, std::int64_t i) { acc.take_set(x + i); },
       [x](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        square_step(acc, Tail<T>(x + i, left).elements);
+        acc.take_set(Tail<T>(x + i, left).elements);
       });
 }
 
@@ -253,13 +340,20 @@ RMSNORM_KERNEL void sum_rows(const char* x, std::int64_t x_stride, std::int64_t 
   }
 }
 
+// What is summed is read back from where it was rounded to: two conversions of the other 16-bit
+// format are fewer than rounding twice.
 template <class Accumulator, class T>
 inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out) {
-  for_each_register<LanesFor<T>::count>([&acc, x, residual, out](int u) {
-    const int i = u * LanesFor<T>::width;
-    const auto s = rounded_to(out, add(load(x + i), load(residual + i)));
-    store(out + i, s);
-    acc.take(u, s);
+  constexpr ElementOrder order = Accumulator::order;
+  using C = typename Compute<T>::scalar;
+  using Set = RegistersOfSet<C, order>;
+  for_each_register<Set::pairs>([&acc, x, residual, out](int k) {
+    const int i = 2 * k * Set::width;
+    const Two<C> a = load_two<order>(x + i), b = load_two<order>(residual + i);
+    Two<C> s = {add(a.a, b.a), add(a.b, b.b)};
+    store_two<order>(out + i, s);
+    if constexpr (sizeof(T) < sizeof(C)) s = load_two<order>(out + i);
+    acc.take(k, s);
   });
 }
 
@@ -331,23 +425,6 @@ struct NextRows {
       rows[k] = s.next[k] == nullptr ? nullptr : s.next[k] + r * s.strides[k];
   }
 };
-
-template <bool streams, class T, class V>
-inline void put(T* p, V v) {
-  if constexpr (streams) {
-    stream(p, v);
-  } else {
-    store(p, v);
-  }
-}
-template <bool streams>
-inline void put_pair(bfloat16* p, Pair v) {
-  if constexpr (streams) {
-    stream_pair(p, v);
-  } else {
-    store_pair(p, v);
-  }
-}
 
 template <class T, class W, bool round_before, bool streams>
 inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
@@ -515,25 +592,26 @@ template <class C, class Widen = decltype(&widen_block<C, float>),
 constexpr BlockOps<C> block_ops() {
   Widen widen_f64 = nullptr;
   Narrow narrow_f64 = nullptr;
-  Sum sum_narrow = nullptr, sum_wide = nullptr;
-  constexpr GradientOrder in_order = GradientOrder::in_order;
+  Sum sum_narrow = nullptr, sum_in_pairs = nullptr, sum_wide = nullptr;
+  constexpr ElementOrder in_order = ElementOrder::in_order;
   Products products_in_pairs = nullptr;
   Multiply accumulate_products_in_pairs = nullptr;
   Add accumulate_in_pairs = nullptr;
   if constexpr (sizeof(C) == sizeof(float)) {
-    sum_narrow = add_squares_block<FloatLanes, C>;
+    constexpr ElementOrder pairs = ElementOrder::pairs;
+    sum_narrow = add_squares_block<FloatLanes<in_order>, C>;
+    sum_in_pairs = add_squares_block<FloatLanes<pairs>, C>;
     sum_wide = add_squares_block<WideLanes, C>;
-    constexpr GradientOrder pairs = GradientOrder::pairs;
     products_in_pairs = add_products_block<C, pairs>;
     accumulate_products_in_pairs = accumulate_products_block<C, pairs>;
     accumulate_in_pairs = accumulate_block<C, pairs>;
   } else {
-    sum_narrow = sum_wide = add_squares_block<CompensatedLanes, C>;
+    sum_narrow = sum_in_pairs = sum_wide = add_squares_block<CompensatedLanes, C>;
     widen_f64 = widen_block<C, double>;
     narrow_f64 = narrow_block<C, double>;
   }
   return {
-      {sum_narrow, sum_wide},
+      {sum_narrow, sum_in_pairs, sum_wide},
       {widen_block<C, float16>, widen_block<C, bfloat16>, widen_block<C, float>, widen_f64},
       {narrow_block<C, float16>, narrow_block<C, bfloat16>, narrow_block<C, float>, narrow_f64},
       scale_block<C>,
