@@ -69,7 +69,7 @@ RMSNORM_KERNEL void correlate(const GradientRows& a) {
     const W* w = reinterpret_cast<const W*>(a.w + r * a.w_stride);
     const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
     SquareSum sum;
-    set_zero(&sum);
+    Accumulator::start(&sum);
     sum_blocks<Accumulator>(
         a.n, &sum,
         [&f, dy, x, w](Accumulator& acc, std::int64_t i) {
@@ -84,7 +84,7 @@ RMSNORM_KERNEL void correlate(const GradientRows& a) {
             correlate_step<T, W>(acc, last_dy.elements, last_x.elements, w, f);
           }
         });
-    a.correlations[r] = sum.total();
+    a.correlations[r] = Accumulator::total(sum);
   }
 }
 

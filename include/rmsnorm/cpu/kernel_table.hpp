@@ -40,13 +40,14 @@ constexpr int lanes = 32;
 // ulp of an f16. Folding costs one conversion and two additions per eight lanes.
 constexpr int block = 256;
 
-// The sum so far, in eight double lanes. lo collects the rounding errors of hi where elements are
-// double, and is zero elsewhere.
+// The sum so far, in eight double lanes. lo collects the rounding errors of hi where squares of
+// doubles are summed, and means nothing elsewhere.
 struct SquareSum {
   double hi[8];
   double lo[8];
 
-  double total() const {
+  double total() const { return tree(hi); }
+  double compensated_total() const {
     const double high = tree(hi);
     // An overflow leaves NaN in lo, which must not hide the infinity.
     return high - high == 0.0 ? high + tree(lo) : high;

@@ -157,7 +157,8 @@ inline void store_two(T* p, Two<typename Compute<T>::scalar> v) {
 //
 // Four accumulators, chosen by what the result can show (docs/numerics.md). Each takes 32 elements
 // by take_set(p), or two registers of them while they are being made by take(k, two), k as in
-// RegistersOfSet; it starts from the sum of the blocks before, and ends its block with flush().
+// RegistersOfSet. start() makes the sum of no blocks; an accumulator goes on from the sum of the
+// blocks before, and ends its block with flush().
 
 // Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
@@ -179,9 +180,17 @@ inline void fold_registers(const Lanes<A>& sums, SquareSum* sum) {
   if constexpr (i + 1 < registers) fold_registers<i + 1>(sums, sum);
 }
 
+inline void set_zero(double (&sums)[8]) {
+  for_each_register<8 / Lanes<double>::width>(
+      [&sums](int u) { store(sums + u * Lanes<double>::width, splat(0.0)); });
+}
+
 template <class A>
 class FoldedLanes {
  public:
+  static void start(SquareSum* sum) { set_zero(sum->hi); }
+  static double total(const SquareSum& sum) { return sum.total(); }
+
   explicit FoldedLanes(const SquareSum&) {
     for_each_register<Lanes<A>::count>([this](int u) { acc_.v[u] = splat(A(0)); });
   }
@@ -246,6 +255,12 @@ struct WideLanes : FoldedLanes<double> {
 // square remains.
 class CompensatedLanes {
  public:
+  static void start(SquareSum* sum) {
+    set_zero(sum->hi);
+    set_zero(sum->lo);
+  }
+  static double total(const SquareSum& sum) { return sum.compensated_total(); }
+
   explicit CompensatedLanes(const SquareSum& sum) {
     for_each_register<registers>([&sum, this](int u) {
       hi_[u] = load(sum.hi + u * Lanes<double>::width);
@@ -297,13 +312,6 @@ struct AccumulatorOf<double> {
   using type = CompensatedLanes;
 };
 
-inline void set_zero(SquareSum* sum) {
-  for_each_register<8 / Lanes<double>::width>([sum](int u) {
-    store(sum->hi + u * Lanes<double>::width, splat(0.0));
-    store(sum->lo + u * Lanes<double>::width, splat(0.0));
-  });
-}
-
 // step(acc, i) adds the squares of 32 elements, rest(acc, i, n) those of the last n < 32.
 template <class Accumulator, class Step, class Rest>
 inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
@@ -332,11 +340,12 @@ inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
 template <class T>
 RMSNORM_KERNEL void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n,
                              std::int64_t rows, double* sums) {
+  using Accumulator = typename AccumulatorOf<T>::type;
   for (std::int64_t r = 0; r < rows; ++r, x += x_stride) {
     SquareSum sum;
-    set_zero(&sum);
-    add_squares<typename AccumulatorOf<T>::type>(reinterpret_cast<const T*>(x), n, &sum);
-    sums[r] = sum.total();
+    Accumulator::start(&sum);
+    add_squares<Accumulator>(reinterpret_cast<const T*>(x), n, &sum);
+    sums[r] = Accumulator::total(sum);
   }
 }
 
@@ -373,18 +382,19 @@ inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, Squar
 
 template <class T>
 RMSNORM_KERNEL void add_sum_rows(const AddRows& a) {
+  using Accumulator = typename AccumulatorOf<T>::type;
   for (std::int64_t r = 0; r < a.rows; ++r) {
     const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
     const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride);
     T* out = reinterpret_cast<T*>(a.out + r * a.out_stride);
     SquareSum sum, not_counted;
-    set_zero(&sum);
-    set_zero(&not_counted);
+    Accumulator::start(&sum);
+    Accumulator::start(&not_counted);
     add_row(x, residual, out, a.counted, &sum);
     if (a.counted < a.n) {
       add_row(x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted, &not_counted);
     }
-    a.sums[r] = sum.total();
+    a.sums[r] = Accumulator::total(sum);
   }
 }
 

@@ -31,7 +31,7 @@ class RowStatistics {
       source->scale(values_, count, exponent);
       source->ops().add_squares[static_cast<int>(kind_)](values_, count, &sum);
     });
-    return sum.total();
+    return sizeof(C) == sizeof(double) ? sum.compensated_total() : sum.total();
   }
 
   double mean(double sum) const { return sum / static_cast<double>(count_); }
