@@ -1,5 +1,6 @@
 // What the memory system leaves to an RMSNorm of two passes: the parts of the plainest AVX2 code,
-// each measured apart and interleaved, over a copy of the same bytes.
+// each measured apart and interleaved, over a copy of the same bytes. Then the backward pass, over
+// one that only reads dy and x and writes dx.
 //
 //   cmake -B build -DRMSNORM_BENCHMARKS=ON && cmake --build build && build/benchmarks/limits [rows]
 //   [n]
@@ -70,6 +71,12 @@ LIMITS_AVX2 void scale(const float* x, const float* w, float* y, std::int64_t n,
   }
 }
 
+LIMITS_AVX2 void read_two_write_one(const float* a, const float* b, float* c, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    _mm256_storeu_ps(c + i, _mm256_add_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i)));
+  }
+}
+
 float* aligned_floats(std::int64_t count) {
   const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(float) + 4095) / 4096 * 4096;
   float* p = static_cast<float*>(std::aligned_alloc(4096, bytes));
@@ -82,6 +89,26 @@ struct Part {
   std::function<void()> run;
   std::vector<double> seconds = {};
 };
+
+// Interleaved; medians, over that of the first.
+void measure(std::vector<Part> parts, int rounds, const char* unit) {
+  for (int round = 0; round < rounds; ++round) {
+    for (Part& part : parts) {
+      const auto start = std::chrono::steady_clock::now();
+      part.run();
+      const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+      part.seconds.push_back(time.count());
+    }
+  }
+  double first = 0;
+  for (Part& part : parts) {
+    std::sort(part.seconds.begin(), part.seconds.end());
+    const double median = part.seconds[part.seconds.size() / 2];
+    if (first == 0) first = median;
+    std::printf("%-34s %9.1f us  %5.2f %s\n", part.name.c_str(), median * 1e6, median / first,
+                unit);
+  }
+}
 
 }  // namespace
 
@@ -151,23 +178,39 @@ int main(int argc, char** argv) {
       {"rmsnorm, 16 bytes into a line", [=] { forward(4); }},
   };
   const int rounds = rows * n > (std::int64_t{1} << 22) ? 31 : 301;
-  for (int round = 0; round < rounds; ++round) {
-    for (Part& part : parts) {
-      const auto start = std::chrono::steady_clock::now();
-      part.run();
-      const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-      part.seconds.push_back(time.count());
-    }
-  }
-  double copy = 0;
   std::printf("%lld x %lld, ISA %s\n", static_cast<long long>(rows), static_cast<long long>(n),
               rmsnorm::cpu::name(rmsnorm::cpu::active_isa().isa));
-  for (Part& part : parts) {
-    std::sort(part.seconds.begin(), part.seconds.end());
-    const double median = part.seconds[part.seconds.size() / 2];
-    if (copy == 0) copy = median;
-    std::printf("%-34s %9.1f us  %5.2f copies\n", part.name.c_str(), median * 1e6, median / copy);
-  }
+  measure(parts, rounds, "copies");
+
+  // Outputs of their own: a line that another part has left in the cache costs what it does not.
+  float* dy = aligned_floats(rows * n);
+  float* dx = aligned_floats(rows * n);
+  float* dx_alone = aligned_floats(rows * n);
+  float* dweight = aligned_floats(n);
+  float* rstd = aligned_floats(rows);
+  std::fill(rstd, rstd + rows, 1.5f);
+  rmsnorm::BackwardParams p;
+  p.dy = rmsnorm::matrix(static_cast<const float*>(dy), rows, n);
+  p.x = rmsnorm::matrix(static_cast<const float*>(x), rows, n);
+  p.rstd = rmsnorm::vector(static_cast<const float*>(rstd), rows);
+  p.weight = rmsnorm::vector(static_cast<const float*>(w), n);
+  p.dx = rmsnorm::matrix(dx_alone, rows, n);
+  const auto backward = [n](const rmsnorm::BackwardParams& q) {
+    const std::int64_t blocks = rmsnorm::cpu::backward_blocks(q);
+    if (!rmsnorm::cpu::backward(q, 0, blocks).ok()) std::abort();
+    if (!rmsnorm::cpu::backward_reduce(q, 0, n).ok()) std::abort();
+  };
+  rmsnorm::BackwardParams with_dweight = p;
+  with_dweight.dx = rmsnorm::matrix(dx, rows, n);
+  with_dweight.dweight = rmsnorm::vector(dweight, n);
+  with_dweight.workspace_bytes = rmsnorm::cpu::backward_workspace(with_dweight);
+  float* workspace = aligned_floats(with_dweight.workspace_bytes / 4);
+  with_dweight.workspace = workspace;
+  measure({{"read dy and x, write dx", [=] { read_two_write_one(dy, x, y, rows * n); }},
+           {"rmsnorm, dx", [=] { backward(p); }},
+           {"rmsnorm, dx and dweight", [=] { backward(with_dweight); }}},
+          rounds, "such passes");
+  for (float* memory : {dy, dx, dx_alone, dweight, rstd, workspace}) std::free(memory);
   std::free(x);
   std::free(y);
   std::free(w);

@@ -16,9 +16,9 @@ namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
-// 64 rows write one row of sums, which is read once: 2/64 of what reading dy and x and writing dx
-// moves for f32, divided by 3. Fewer where that would leave less than 16 blocks for threads, but no
-// less than 8, at which the sums take 8 %. Sums of 64 terms err by 2^-18 of the sum of magnitudes.
+// The sums of a block are written once and read once: 2 rows of f32 for the 3 * 64 that its rows
+// read and write, 1 %. Fewer rows where less than 16 blocks would be left for threads, but no less
+// than 8, at which the sums take 8 %. Sums of 64 terms err by 2^-18 of the sum of magnitudes.
 inline std::int64_t rows_per_block(std::int64_t rows) {
   const std::int64_t share = rows / 16;
   return share < 8 ? 8 : share > 64 ? 64 : share;
