@@ -1,4 +1,4 @@
-"""The case grid: shape x dtypes x semantics x layout, for tests and benchmarks.
+"""The case grid: shape x dtypes x semantics x layout.
 
 `grid()` covers every pair of values of any two properties at least once (all triples would be 10^6
 cases) and is the same in every run. A Case says what to build; `build` makes the arrays.

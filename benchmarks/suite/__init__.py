@@ -1,0 +1,1 @@
+"""What run.py runs. The dependencies go one way: devices and contenders -> measure -> cases."""

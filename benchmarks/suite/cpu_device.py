@@ -1,0 +1,143 @@
+"""The CPU: tensors in NumPy arrays, turns of calls by the clock of the process."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import rmsnorm
+
+from . import machine
+from .cases import Case, Tensors, make_tensors
+from .contenders import Bound
+
+Call = Callable[[], object]
+
+DTYPES: dict[str, Any] = {
+    "f32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
+    "f64": np.float64,
+}
+
+# Tensors start where large ones of malloc and torch do: 64 bytes into a page.
+PAGE, INTO_PAGE = 4096, 64
+# The values of all tensors are taken from this many, each from another place on.
+VALUES = 1 << 20
+# Of a turn: a hundred microseconds or so, against which the clock's 0.1 us are nothing.
+TURN_BYTES, MOST_CALLS = 4 << 20, 64
+# Longer than idle threads of a thread pool look out for work, see GOMP_SPINCOUNT in run.py: whoever
+# had the last turn has then left the cores.
+SETTLE_SECONDS = 2e-3
+
+
+class Arena:
+    """Memory that all cases use one after another, so that its pages are there."""
+
+    def __init__(self) -> None:
+        self.bytes = np.empty(0, np.uint8)
+        self.used = 0
+
+    def reserve(self, size: int) -> None:
+        if len(self.bytes) < size:
+            self.bytes = np.empty(0, np.uint8)
+            # Not np.zeros, whose pages come with the first write: in what is timed.
+            self.bytes = np.full(size, 1, np.uint8)
+        self.used = 0
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        address = self.bytes.ctypes.data + self.used
+        first = self.used + (INTO_PAGE - address) % PAGE
+        self.used = first + math.prod(shape) * np.dtype(dtype).itemsize
+        if self.used > len(self.bytes):
+            raise MemoryError(f"{self.used} bytes of {len(self.bytes)} reserved")
+        return self.bytes[first : self.used].view(dtype).reshape(shape)
+
+
+def turn(calls: list[Call], position: int, count: int) -> float:
+    """Microseconds of a call, of `count` after one that wakes threads and loads code."""
+    wake, *timed = (calls[(position + i) % len(calls)] for i in range(count + 1))
+    wake()
+    start = time.perf_counter()
+    for call in timed:
+        call()
+    return (time.perf_counter() - start) / count * 1e6
+
+
+class Host:
+    name = "cpu"
+
+    def __init__(self, threads: int, seconds_per_case: float, rounds: tuple[int, int]) -> None:
+        self.threads = threads
+        self.seconds_per_case = seconds_per_case
+        self.least_rounds, self.most_rounds = rounds
+        self.arena = Arena()
+        self.random = random.Random(0)
+        self.cold_bytes = min(2 * machine.last_level_cache_bytes(), machine.memory_bytes() // 4)
+        rmsnorm.set_num_threads(threads)
+
+    def set_count(self, case: Case) -> int:
+        """Cold: twice the last-level cache goes by before a tensor's next turn."""
+        return 1 if case.cache == "warm" else max(2, -(-self.cold_bytes // case.bytes))
+
+    def make_sets(self, case: Case) -> list[Tensors]:
+        sets, dtype = self.set_count(case), DTYPES[case.dtype]
+        # Seven tensors of a set at most start on a page of their own.
+        self.arena.reserve(sets * (case.allocated_bytes + 7 * PAGE) + 2 * case.tensor_bytes)
+        generator = np.random.default_rng(0)
+        values = generator.standard_normal(VALUES, np.float32).astype(dtype).view(np.uint8)
+        weight = self.arena.take((case.n,), dtype)
+        weight[...] = generator.uniform(0.5, 1.5, case.n).astype(dtype)
+        taken = 0
+
+        def empty(shape: tuple[int, ...]) -> np.ndarray:
+            return self.arena.take(shape, dtype)
+
+        def filled(shape: tuple[int, ...]) -> np.ndarray:
+            nonlocal taken
+            array = empty(shape)
+            flat = array.reshape(-1).view(np.uint8)
+            begin = taken * 64 * 7919 % len(values)
+            done = 0
+            while done < len(flat):
+                piece = values[begin : begin + len(flat) - done]
+                flat[done : done + len(piece)] = piece
+                done, begin = done + len(piece), 0
+            taken += 1
+            return array
+
+        return [make_tensors(case, weight, filled, empty) for _ in range(sets)]
+
+    def runner(self, case: Case, bound: list[Bound]) -> list[Call]:
+        return [each.call for each in bound]
+
+    def sample(self, case: Case, runners: dict[str, list[Call]]) -> dict[str, list[float]]:
+        """In each round a turn of each, in another order, until the time of the case is over."""
+        calls = max(1, min(MOST_CALLS, TURN_BYTES // case.bytes))
+        samples: dict[str, list[float]] = {name: [] for name in runners}
+        order = list(runners)
+        # The first set was used last, by the checks of the results.
+        position, rounds = 1, 0
+        deadline = time.monotonic() + self.seconds_per_case
+        gc.collect()
+        gc.disable()
+        try:
+            while rounds < self.least_rounds or (
+                rounds < self.most_rounds and time.monotonic() < deadline
+            ):
+                self.random.shuffle(order)
+                for name in order:
+                    if self.threads > 1:
+                        time.sleep(SETTLE_SECONDS)
+                    samples[name].append(turn(runners[name], position, calls))
+                    position += calls + 1
+                rounds += 1
+        finally:
+            gc.enable()
+        return samples

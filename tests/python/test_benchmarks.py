@@ -1,0 +1,178 @@
+"""The benchmark's one command: what it writes, whom it leaves out, and what it calls a regression."""
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import rmsnorm
+
+RUN = pathlib.Path(__file__).parents[2] / "benchmarks" / "run.py"
+OPERATIONS = ["forward", "add"] + ["backward"] * hasattr(rmsnorm, "rms_norm_backward")
+LIBRARIES = {"rmsnorm", "copy", "rmsnorm-new", "torch"}
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(RUN), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A run on a tiny shape: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    ran = run(
+        *("--quick", "--shapes", "32x64", "--dtypes", "bf16", "--threads", 1, "--cache", "warm"),
+        # oneDNN is looked for where it is not.
+        *("--peers", "rmsnorm-new", "torch", "onednn"),
+        *("--json", folder / "new.json", "--plots", folder),
+        DNNL_LIBRARY=str(folder / "no_library.so"),
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder, ran.stdout
+
+
+def check(old, new):
+    return run("--check", old, new)
+
+
+def ordered(quartiles):
+    low, middle, high = quartiles
+    return 0 < low <= middle <= high
+
+
+def test_record(results):
+    folder, printed = results
+    record = json.loads((folder / "new.json").read_text())
+    assert record["schema"] == 1
+    assert record["command"][0] == "python" and "--quick" in record["command"]
+    assert record["machine"]["isa"] == rmsnorm.info()["cpu_isa"]
+    assert record["machine"]["versions"]["rmsnorm"] == rmsnorm.__version__
+    assert record["machine"]["cpu"] and record["machine"]["cpus"] >= 1
+    assert record["not_measured"] == []
+    assert "no_library.so" in record["unavailable"]["onednn"]
+    assert "not installed: oneDNN" in printed
+
+    measured = [(result["operation"], result["layout"]) for result in record["results"]]
+    expected = [(operation, "contiguous") for operation in OPERATIONS]
+    expected.insert(1, ("forward", "packed qkv"))
+    assert measured == expected
+    for result in record["results"]:
+        tensors = {"forward": 2, "add": 4, "backward": 3}[result["operation"]]
+        assert result["bytes"] == tensors * 32 * 64 * 2
+        assert (result["device"], result["threads"], result["cache"]) == ("cpu", 1, "warm")
+        assert result["copy"] == "copy" and result["sets"] == 1 and result["rounds"] >= 5
+        assert result["left_out"].pop("copy-on-threads")
+        backward = result["operation"] == "backward"
+        assert set(result["left_out"]) == ({"rmsnorm-new"} if backward else set())
+        assert set(result["times"]) == LIBRARIES - set(result["left_out"])
+        for times in result["times"].values():
+            assert ordered(times["us"]) and ordered(times["of_copy"])
+        assert result["times"]["copy"]["of_copy"] == [1, 1, 1]
+    calls = {cost["call"]: cost["ns"] for cost in record["call_costs"]}
+    assert {"rms_norm, NumPy, out", "rms_norm, torch, out"} <= set(calls)
+    assert all(map(ordered, calls.values()))
+
+
+def test_figures(results):
+    folder, _ = results
+    names = [f"cpu_{operation}_1t" for operation in OPERATIONS] + ["cpu_forward_packed_qkv_1t"]
+    for name in names:
+        drawing = (folder / f"{name}.svg").read_text()
+        assert "<svg" in drawing and "<date>" not in drawing
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_prints_the_same_tables(results):
+    folder, printed = results
+    shown = run("--show", folder / "new.json")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout in printed
+
+
+def test_check_of_equal_results(results):
+    folder, _ = results
+    checked = check(folder / "new.json", folder / "new.json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "0 slower, 0 faster" in checked.stdout
+
+
+def test_check_names_regressions(results, tmp_path):
+    folder, _ = results
+    old = json.loads((folder / "new.json").read_text())
+    # Quartiles that are 10 % wide, so that what is changed below is the only difference.
+    for result in old["results"]:
+        result["times"]["rmsnorm"]["of_copy"] = [0.76, 0.8, 0.84]
+    for cost in old["call_costs"]:
+        cost["ns"] = [480, 500, 520]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+
+    def status_with(change):
+        new = copy.deepcopy(old)
+        change(new)
+        (tmp_path / "changed.json").write_text(json.dumps(new))
+        checked = check(tmp_path / "old.json", tmp_path / "changed.json")
+        return checked.returncode, checked.stdout
+
+    def norm_at(quartiles):
+        return lambda new: new["results"][0]["times"]["rmsnorm"].update(of_copy=quartiles)
+
+    status, printed = status_with(norm_at([0.6, 0.64, 0.66]))
+    assert status == 1 and "slower: forward bf16 32 x 64 warm 1 thread" in printed
+    assert "x 1.25" in printed and "1 slower, 0 faster" in printed
+    status, printed = status_with(norm_at([0.7, 0.72, 0.77]))
+    assert status == 0 and "0 slower" in printed, "the quartiles overlap"
+    status, printed = status_with(norm_at([0.9, 0.95, 0.99]))
+    assert status == 0 and "0 slower, 1 faster" in printed
+    status, printed = status_with(lambda new: new["call_costs"][0].update(ns=[590, 600, 610]))
+    assert status == 1 and "slower: rms_norm, NumPy, out, ns" in printed
+    status, printed = status_with(lambda new: new["results"].pop())
+    assert status == 0 and "only in" in printed
+    status, printed = status_with(lambda new: new.update(results=[], call_costs=[]))
+    assert status == 1 and "0 compared" in printed
+
+
+def test_wrong_results_are_not_timed(tmp_path):
+    """Who computes something else is left out, with what is wrong with it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import rmsnorm\n"
+        "right = rmsnorm.rms_norm\n"
+        "def wrong_without_out(*operands, **options):\n"
+        "    y = right(*operands, **options)\n"
+        "    return y if 'out' in options else y * 1.1\n"
+        "rmsnorm.rms_norm = wrong_without_out\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    ran = run(
+        *("--quick", "--shapes", "4x64", "--dtypes", "f32", "--threads", 1, "--cache", "warm"),
+        *("--operations", "forward", "--peers", "rmsnorm-new", "--json", tmp_path / "new.json"),
+        PYTHONPATH=path,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (result,) = json.loads((tmp_path / "new.json").read_text())["results"]
+    assert set(result["times"]) == {"rmsnorm", "copy"}
+    assert "y is off by" in result["left_out"]["rmsnorm-new"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--device", "cuda", "--quick"], "are for --device cpu"),
+        (["--threads", 0], "--threads: expected 1 to"),
+        (["--shapes", "4by4"], "invalid shape value"),
+        (["--dtypes", "f8"], "invalid choice"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    ran = run(*arguments)
+    assert ran.returncode != 0
+    assert message in ran.stderr
