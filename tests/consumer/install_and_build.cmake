@@ -1,5 +1,5 @@
 # cmake -DBUILD_DIR=<build tree of rmsnorm> -DWORK_DIR=<scratch> -DGENERATOR= -DC_COMPILER=
-#       -DCXX_COMPILER= [-DFLAGS=] [-DCUDA=ON] -P install_and_build.cmake
+#       -DCXX_COMPILER= [-DCUDA=ON] -P install_and_build.cmake
 #
 # Installs rmsnorm into a fresh prefix, moves the prefix, and builds and runs the project beside this
 # file against it, without optimisation: a build that the unit tests do not make. CUDA adds a program that
@@ -30,7 +30,7 @@ run(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/installed)
 file(RENAME ${WORK_DIR}/installed ${WORK_DIR}/moved)
 run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${WORK_DIR}/build -G ${GENERATOR}
     -DCMAKE_C_COMPILER=${C_COMPILER}
-    -DCMAKE_CXX_COMPILER=${CXX_COMPILER} -DCMAKE_C_FLAGS=${FLAGS} -DCMAKE_CXX_FLAGS=${FLAGS}
+    -DCMAKE_CXX_COMPILER=${CXX_COMPILER}
     -DCMAKE_PREFIX_PATH=${WORK_DIR}/moved ${cuda})
 run(${CMAKE_COMMAND} --build ${WORK_DIR}/build)
 run(${CMAKE_CTEST_COMMAND} --test-dir ${WORK_DIR}/build --output-on-failure --no-tests=error)

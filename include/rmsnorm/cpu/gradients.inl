@@ -206,8 +206,9 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
 template <bool streams, class T, class W>
 inline void differentiate_all(const GradientRows& a) {
   std::int64_t r = 0;
-  if (shares_sums(dtype_of<T>::value, a.n)) {
-    for (; r + 2 <= a.rows; r += 2) differentiate_rows<2, streams, T, W>(a, r);
+  if constexpr (sizeof(T) > 2) {
+    const bool in_pairs = shares_sums(dtype_of<T>::value, a.n);
+    for (; in_pairs && r + 2 <= a.rows; r += 2) differentiate_rows<2, streams, T, W>(a, r);
   }
   for (; r < a.rows; ++r) differentiate_rows<1, streams, T, W>(a, r);
 }
@@ -223,13 +224,13 @@ RMSNORM_KERNEL void differentiate(const GradientRows& a) {
 // ---- blocks in scratch memory ----
 
 template <class C>
-RMSNORM_KERNEL void scale_add_block(C* v, C factor, const C* b, std::int64_t n) {
+void scale_add_block(C* v, C factor, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, f, load(b + i)); });
 }
 template <class C>
-RMSNORM_KERNEL void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
+void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(f, load(w + i), a); });
@@ -237,7 +238,7 @@ RMSNORM_KERNEL void add_scaled_block(C* v, C factor, const C* w, std::int64_t n)
 
 // Scratch memory is in order and filled with zeros up to whole sets, sums are not in order.
 template <class C, ElementOrder order>
-RMSNORM_KERNEL void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
+void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
   using Set = RegistersOfSet<C, order>;
   ProductLanes<C> acc(*sum);
   for (std::int64_t i = 0; i < n; i += lanes) {
@@ -251,7 +252,7 @@ RMSNORM_KERNEL void add_products_block(const C* a, const C* b, std::int64_t n, S
   acc.flush(sum);
 }
 template <class C, ElementOrder order>
-RMSNORM_KERNEL void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
+void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {
     for_each_register<Set::pairs>([sums, a, b, i](int k) {
@@ -263,7 +264,7 @@ RMSNORM_KERNEL void accumulate_products_block(C* sums, const C* a, const C* b, s
   }
 }
 template <class C, ElementOrder order>
-RMSNORM_KERNEL void accumulate_block(C* sums, const C* a, std::int64_t n) {
+void accumulate_block(C* sums, const C* a, std::int64_t n) {
   using Set = RegistersOfSet<C, order>;
   for (std::int64_t i = 0; i < n; i += lanes) {
     for_each_register<Set::pairs>([sums, a, i](int k) {
@@ -275,7 +276,7 @@ RMSNORM_KERNEL void accumulate_block(C* sums, const C* a, std::int64_t n) {
 }
 
 template <class C>
-RMSNORM_KERNEL void add_to_totals_block(double* totals, const C* sums, std::int64_t n) {
+void add_to_totals_block(double* totals, const C* sums, std::int64_t n) {
   for (std::int64_t i = 0; i < n; i += Lanes<double>::width) {
     if constexpr (sizeof(C) == sizeof(float)) {
       store(totals + i, add(load(totals + i), load_double(sums + i)));

@@ -19,10 +19,18 @@
 #endif
 
 // Inlines all that a kernel calls. By its own measure gcc leaves some steps of 32 elements as
-// calls, which pass vectors through memory: three times the time of a bf16 row.
-#if defined(__GNUC__)
+// calls, which pass vectors through memory: three times the time of a bf16 row. Sanitizers check
+// every access; with theirs inlined too a file takes minutes to compile.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(undefined_behavior_sanitizer)
+#define RMSNORM_FLATTEN
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define RMSNORM_FLATTEN
+#endif
+#if !defined(RMSNORM_FLATTEN) && defined(__GNUC__) && defined(__OPTIMIZE__)
 #define RMSNORM_FLATTEN __attribute__((flatten))
-#else
+#elif !defined(RMSNORM_FLATTEN)
 #define RMSNORM_FLATTEN
 #endif
 

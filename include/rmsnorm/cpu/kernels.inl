@@ -529,7 +529,7 @@ inline void convert_step(const From* from, To* to) {
 // Fills the target up to the next multiple of `lanes`, with zeros: the operations below run on
 // whole vectors.
 template <class C, class T>
-RMSNORM_KERNEL void widen_block(const void* from_, C* to, std::int64_t n) {
+void widen_block(const void* from_, C* to, std::int64_t n) {
   const T* from = static_cast<const T*>(from_);
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
@@ -539,7 +539,7 @@ RMSNORM_KERNEL void widen_block(const void* from_, C* to, std::int64_t n) {
 }
 
 template <class C, class T>
-RMSNORM_KERNEL void narrow_block(const C* from, void* to_, std::int64_t n) {
+void narrow_block(const C* from, void* to_, std::int64_t n) {
   T* to = static_cast<T*>(to_);
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
@@ -551,7 +551,7 @@ RMSNORM_KERNEL void narrow_block(const C* from, void* to_, std::int64_t n) {
 }
 
 template <class Accumulator, class C>
-RMSNORM_KERNEL void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
+void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
   add_squares<Accumulator>(v, n, sum);
 }
 
@@ -561,29 +561,29 @@ inline void transform_block(C* v, std::int64_t n, Operation operation) {
 }
 
 template <class C>
-RMSNORM_KERNEL void scale_block(C* v, C factor, std::int64_t n) {
+void scale_block(C* v, C factor, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V f = splat(factor);
   transform_block(v, n, [=](V a, std::int64_t) { return multiply(a, f); });
 }
 template <class C>
-RMSNORM_KERNEL void add_constant_block(C* v, C offset, std::int64_t n) {
+void add_constant_block(C* v, C offset, std::int64_t n) {
   using V = typename Compute<C>::vector;
   const V o = splat(offset);
   transform_block(v, n, [=](V a, std::int64_t) { return add(a, o); });
 }
 template <class C>
-RMSNORM_KERNEL void add_block(C* v, const C* b, std::int64_t n) {
+void add_block(C* v, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return add(a, load(b + i)); });
 }
 template <class C>
-RMSNORM_KERNEL void multiply_block(C* v, const C* w, std::int64_t n) {
+void multiply_block(C* v, const C* w, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return multiply(a, load(w + i)); });
 }
 template <class C>
-RMSNORM_KERNEL void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
+void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
   using V = typename Compute<C>::vector;
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(a, load(w + i), load(b + i)); });
 }
