@@ -169,13 +169,18 @@ inline bool exact_alias(const TensorRef& a, const TensorRef& b) {
 inline Status check_tensor(const TensorRef& t, Argument argument, Extent* extent) {
   if (!is_valid(t.dtype)) return {Code::invalid_dtype, argument};
   if (t.rank > max_rank) return {Code::invalid_rank, argument};
+  // Sizes of zero are left out, so that products of some dimensions are in range too; 2^59 elements
+  // of any dtype, and padding to whole vectors, are within 64 bits.
+  constexpr std::int64_t most = std::int64_t{1} << 59;
   std::int64_t count = 1;
+  bool empty = false;
   for (int d = 0; d < t.rank; ++d) {
     if (t.sizes[d] < 0) return {Code::invalid_size, argument};
-    count = checked_product(count, t.sizes[d]);
-    if (count < 0) return {Code::invalid_size, argument};
+    empty = empty || t.sizes[d] == 0;
+    if (t.sizes[d] != 0) count = checked_product(count, t.sizes[d]);
+    if (count < 0 || count > most) return {Code::invalid_size, argument};
   }
-  if (count == 0) return {};
+  if (empty) return {};
   if (t.data == nullptr) return {Code::null_data, argument};
   if (!make_extent(t, extent)) return {Code::invalid_size, argument};
   return {};

@@ -34,7 +34,7 @@ struct Operand {
   bool present = false;
   bool unit = false;  // the elements of a row lie side by side, and aligned to their size
   DType dtype = DType::f32;
-  char* data;
+  char* data;  // null where there are no elements
   std::int64_t row_strides[max_rank];    // bytes, per row dimension of the layout; broadcast: 0
   std::int64_t inner_strides[max_rank];  // bytes, per normalised dimension
 };
@@ -57,7 +57,7 @@ class RowLayout {
   // A tensor with normalised dimensions; leading ones are missing, of size one, or those of x.
   void add(Role role, const TensorRef& t) {
     if (!t.present()) return;
-    if (n_ == 0) return add_empty(role, t);
+    if (!has_elements(t)) return add_empty(role, t);
     Operand& o = add_rows(role, t, t.rank - inner_rank_);
     std::int64_t packed = size_in_bytes(t.dtype);
     // Kernels may assume aligned elements; others, as in packed records, are gathered.
@@ -73,7 +73,9 @@ class RowLayout {
 
   // A tensor with one element a row.
   void add_per_row(Role role, const TensorRef& t) {
-    if (t.present()) add_rows(role, t, t.rank);
+    if (!t.present()) return;
+    if (!has_elements(t)) return add_empty(role, t);
+    add_rows(role, t, t.rank);
   }
 
   // Moves the row dimensions over which one of these tensors varies before all others, after all
@@ -161,6 +163,13 @@ class RowLayout {
   }
 
  private:
+  static bool has_elements(const TensorRef& t) {
+    for (int d = 0; d < t.rank; ++d) {
+      if (t.sizes[d] == 0) return false;
+    }
+    return true;
+  }
+
   // No elements: the pointer may be null and does not move, whatever the strides say.
   void add_empty(Role role, const TensorRef& t) {
     Operand& o = operands_[role];

@@ -240,6 +240,66 @@ TEST(Backward, RangesAreChecked) {
   EXPECT_EQ(rmsnorm::cpu::backward_reduce(g.p, 0, 8, unavailable).code, Code::isa_unavailable);
 }
 
+rmsnorm::Tensor view_of(float* data, std::initializer_list<std::int64_t> sizes,
+                        std::initializer_list<std::int64_t> strides) {
+  rmsnorm::Tensor t;
+  t.data = data;
+  t.rank = static_cast<std::int32_t>(sizes.size());
+  std::copy(sizes.begin(), sizes.end(), t.sizes);
+  std::copy(strides.begin(), strides.end(), t.strides);
+  return t;
+}
+
+BackwardParams call_on(const rmsnorm::Tensor& x) {
+  BackwardParams p;
+  p.x = p.dy = p.dx = x;
+  return p;
+}
+
+// Strides of tensors without elements mean nothing, also where they say that an output is the same
+// for all rows.
+TEST(Backward, EmptyOutputsAreNotWritten) {
+  constexpr std::int64_t far = std::numeric_limits<std::int64_t>::max();
+  float memory[9];
+  std::fill(std::begin(memory), std::end(memory), 7.0f);
+  for (float* data : {memory, static_cast<float*>(nullptr)}) {
+    for (const std::int64_t stride : {std::int64_t{0}, std::int64_t{9}, far, -far}) {
+      BackwardParams p = call_on(view_of(data, {0, 9}, {stride, 1}));
+      p.weight = p.dweight = p.dbias = p.dx;
+      p.rstd = p.mean_square = p.d_mean_square = view_of(data, {0}, {stride});
+      EXPECT_EQ(rmsnorm::cpu::backward_blocks(p), 0);
+      EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 0);
+      EXPECT_TRUE(rmsnorm::cpu::backward(p, 0, 0).ok());
+      EXPECT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, 9).ok());
+    }
+  }
+  for (const float v : memory) EXPECT_EQ(v, 7.0f);
+}
+
+// Otherwise this test would not end.
+TEST(Backward, RowsWithoutElementsAreNotVisited) {
+  BackwardParams p = call_on(view_of(nullptr, {std::int64_t{1} << 50, 0}, {0, 1}));
+  p.dbias = view_of(nullptr, {0}, {1});
+  EXPECT_TRUE(rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p)).ok());
+  EXPECT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, 0).ok());
+}
+
+TEST(Backward, SizesWhoseProductsExceed64BitsAreRefused) {
+  constexpr std::int64_t large = std::int64_t{1} << 40;
+  for (const std::initializer_list<std::int64_t>& sizes :
+       {std::initializer_list<std::int64_t>{0, large, large},
+        {large, large, 0},
+        {large, 0, large},
+        {0, large << 22, 1}}) {
+    BackwardParams p = call_on(view_of(nullptr, sizes, {1, 1, 1}));
+    p.axis = 1;
+    const Status status = rmsnorm::cpu::backward(p, 0, 0);
+    EXPECT_EQ(status.code, Code::invalid_size);
+    EXPECT_EQ(status.argument, Argument::x);
+    EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 0);
+  }
+}
+
 TEST(Backward, WithoutSumsNeedsNoWorkspace) {
   GoodBackward g;
   g.p.dweight = g.p.dbias = {};

@@ -324,6 +324,7 @@ class GradientReduction {
  private:
   void write(Role role, bool second, std::int64_t column_begin, std::int64_t column_end) {
     const Operand& out = layout_.operand(role);
+    if (out.data == nullptr) return;
     for_each_group<true>(out, 0, 0, out.data, [&](std::int64_t group, char* row) {
       // From a whole set on, whose sums may be in another order than its columns.
       const std::int64_t first = column_begin / lanes * lanes;
@@ -380,6 +381,8 @@ inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& la
 inline Status backward_of_blocks(const BackwardParams& p, const RowLayout& layout,
                                  std::int64_t block_begin, std::int64_t block_end,
                                  const KernelTable& table) {
+  // Rows without elements, which may be many: nothing but d_mean_square would be written.
+  if (layout.n() == 0 && !p.d_mean_square.present()) return {};
   if (compute_type(p) == DType::f64) {
     Backward<double>(p, layout, table).run(block_begin, block_end);
   } else {
