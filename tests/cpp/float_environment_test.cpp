@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "backward_problem.hpp"
 #include "case_grid.hpp"
 #include "instruction_sets.hpp"
 
@@ -91,6 +92,51 @@ TEST(FloatEnvironment, IsIgnoredAndRestored) {
       }
     }
     if (HasFailure()) break;
+  }
+}
+
+TEST(FloatEnvironment, OfBackward) {
+  const Mode ordinary = mode();
+  for (const DType t : all_dtypes) {
+    GradientCase c;
+    c.forward.sizes = {20, 90};
+    c.forward.x = c.forward.weight = c.dy = c.dx = c.d_residual = tensor(t);
+    c.dweight = c.dbias = tensor(t, Layout::reversed);
+    c.forward.weight_offset = 0.1;
+    // Less than any normal number: k is one element, and eps counts beside the denormals.
+    c.forward.partial = 0x1p-1060;
+    c.forward.eps = 0x1p-1060;
+    for (const bool tiny : {true, false}) {
+      if (!tiny) c.forward.partial = c.forward.eps = 1;
+      BackwardProblem problem(c, rmsnorm::cpu::backward_workspace);
+      for (std::int64_t i = 0; i < 90; ++i) {
+        problem.x.set(i, decode(t, 1) * static_cast<double>(1 + i));
+        problem.dy.set(90 + i, decode(t, 1) * static_cast<double>(i));
+        problem.d_residual.set(90 + i, decode(t, 1) * static_cast<double>(i));
+      }
+      problem.keep();
+      for (const Isa isa : available_isas()) {
+        const auto compute = [&](Mode m) {
+          return [&, m](const rmsnorm::BackwardParams& p) {
+            set_mode(m);
+            const std::int64_t blocks = rmsnorm::cpu::backward_blocks(p);
+            rmsnorm::Status status = rmsnorm::cpu::backward(p, 0, blocks, isa);
+            if (status.ok()) status = rmsnorm::cpu::backward_reduce(p, 0, 90, isa);
+            const std::int64_t bytes = rmsnorm::cpu::backward_workspace(p);
+            const Mode after = mode();
+            set_mode(ordinary);
+            EXPECT_EQ(after & ~exception_flags, m & ~exception_flags) << name(isa);
+            EXPECT_EQ(blocks, 3);
+            EXPECT_EQ(bytes, p.workspace_bytes);
+            return status;
+          };
+        };
+        const GradientResults expected = problem.run(compute(ordinary), name(isa));
+        for (const Mode strange : strange_modes) {
+          expect_same(c, expected, problem.run(compute(strange), name(isa)), name(isa));
+        }
+      }
+    }
   }
 }
 

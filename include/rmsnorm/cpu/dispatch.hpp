@@ -122,9 +122,11 @@ RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_be
   return detail::run_mean_square(p, row_begin, row_end, {isa, true});
 }
 RMSNORM_INLINE std::int64_t backward_blocks(const BackwardParams& p) noexcept {
+  const detail::FloatEnvironment environment;
   return check(p).ok() ? detail::gradient_blocks(detail::layout_of(p)).count() : 0;
 }
 RMSNORM_INLINE std::int64_t backward_workspace(const BackwardParams& p) noexcept {
+  const detail::FloatEnvironment environment;
   return check(p).ok() ? detail::workspace_bytes(p, detail::layout_of(p)) : 0;
 }
 RMSNORM_INLINE Status backward(const BackwardParams& p, std::int64_t block_begin,
