@@ -223,7 +223,7 @@ class Backward {
     if (p_.d_mean_square.present()) {
       const double rstd = std::ldexp(scale.rstd, scale.exponent);
       write_statistic(cursor.row(role_d_mean_square, i), p_.d_mean_square.dtype,
-                      -0.5 * rstd * rstd * correlation);
+                      -0.5 * rstd * correlation * rstd);
     }
     const C minus_c = static_cast<C>(-mean_correlation(correlation));
     for_each_block(layout_.n(), [&](std::int64_t begin, std::int64_t count) {

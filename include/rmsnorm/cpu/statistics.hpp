@@ -38,8 +38,9 @@ class RowStatistics {
 
   static bool is_safe(double v) { return v >= SafeRange<C>::least && v <= SafeRange<C>::most; }
 
-  // Of a row whose mean square is known to be outside of the safe range. A row with an infinity, a
-  // NaN or nothing but zeros is left as it is: its mean square is the right one.
+  // Of a row whose mean square is known to be outside of the safe range. A row with an infinity or
+  // a NaN is left as it is, and one of nothing but zeros where eps is zero too: its mean square is
+  // the right one.
   int scale_exponent(RowSource<C>* source) {
     C largest = 0;
     bool finite = true;
@@ -51,7 +52,7 @@ class RowStatistics {
         if (a > largest) largest = a;
       }
     });
-    if (!finite || largest == 0) return 0;
+    if (!finite || (largest == 0 && eps_ == 0)) return 0;
     return exponent_to_one(static_cast<double>(largest), eps_);
   }
 
@@ -60,12 +61,22 @@ class RowStatistics {
     const int exponent = scale_exponent(source);
     if (exponent == 0) return {reciprocal_root<C>(v), 0};
     const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
-    return {reciprocal_root<C>(scaled), exponent};
+    return in_one_factor({reciprocal_root<C>(scaled), exponent});
   }
 
   std::int64_t count() const { return count_; }
 
  private:
+  // Without the scale where rstd itself is a normal number of C. Its product with an element is
+  // then rounded once, where a scaled element that is 2^126 smaller than the row's largest would
+  // lose bits before it is multiplied by a scaled rstd of up to sqrt(count).
+  static RowScale in_one_factor(const RowScale& scale) {
+    const double rstd = std::ldexp(scale.rstd, scale.exponent);
+    const bool normal =
+        rstd >= std::numeric_limits<C>::min() && rstd <= std::numeric_limits<C>::max();
+    return normal ? RowScale{rstd, 0} : scale;
+  }
+
   std::int64_t count_;
   double eps_;
   SumKind kind_;
