@@ -256,6 +256,32 @@ BackwardParams call_on(const rmsnorm::Tensor& x) {
   return p;
 }
 
+// A sixteenth of the rows that share their gradients, from 8 to 64; no block spans two groups.
+TEST(Backward, BlocksDependOnTheRowsThatShareGradients) {
+  struct Expected {
+    std::int64_t groups, rows, blocks;
+  };
+  float memory = 0, sums[4] = {};
+  for (const Expected& e : {Expected{1, 1, 1},
+                            {1, 8, 1},
+                            {1, 9, 2},
+                            {1, 143, 18},
+                            {1, 144, 16},
+                            {1, 1023, 17},
+                            {1, 1024, 16},
+                            {1, 1 << 20, 1 << 14},
+                            {3, 9, 6},
+                            {3, 1 << 20, 3 << 14}}) {
+    BackwardParams p = call_on(view_of(&memory, {e.rows, e.groups, 1}, {0, 0, 1}));
+    p.dx = view_of(nullptr, {e.rows, e.groups, 1}, {e.groups, 1, 1});
+    p.dx.data = reinterpret_cast<void*>(std::uintptr_t{1} << 40);  // never touched
+    p.dbias = view_of(sums, {e.groups, 1}, {1, 1});
+    EXPECT_EQ(rmsnorm::cpu::backward_blocks(p), e.blocks) << e.groups << " x " << e.rows;
+    // A row of 32 floats for each block's sums of one element.
+    EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 128 * e.blocks) << e.groups << " x " << e.rows;
+  }
+}
+
 // Strides of tensors without elements mean nothing, also where they say that an output is the same
 // for all rows.
 TEST(Backward, EmptyOutputsAreNotWritten) {

@@ -109,6 +109,50 @@ TEST(Streaming, ForwardGivesTheBitsOfSmallCalls) {
   }
 }
 
+// Stores past the caches fault on addresses that are no multiples of 16.
+TEST(Streaming, RowsOffTheBoundariesAreStoredAsUsual) {
+  if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
+    GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
+  }
+  struct Place {
+    std::size_t shift;
+    std::int64_t n;
+  };
+  // Rows of 4160 bytes at four from a boundary, and rows of 4168 bytes.
+  for (const Place& place : {Place{4, 1040}, Place{0, 1042}}) {
+    const std::int64_t n = place.n;
+    const std::int64_t rows = rmsnorm::cpu::detail::streaming_bytes() / (8 * n) + 3;
+    Rows x(DType::f32, rows, n, 0), out(DType::f32, rows, n, place.shift);
+    Rows expected(DType::f32, rows, n, place.shift);
+    x.fill(1);
+    for (const Isa isa : available_isas()) {
+      if (isa == Isa::scalar) continue;
+      const auto forward = [&](Rows& y) {
+        return [&](std::int64_t first, std::int64_t count) {
+          rmsnorm::ForwardParams p;
+          p.x = x.view(first, count);
+          p.y = y.view(first, count);
+          return rmsnorm::cpu::forward(p, 0, count, isa);
+        };
+      };
+      const auto backward = [&](Rows& dx) {
+        return [&](std::int64_t first, std::int64_t count) {
+          rmsnorm::BackwardParams p;
+          p.x = p.dy = x.view(first, count);
+          p.dx = dx.view(first, count);
+          return rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p), isa);
+        };
+      };
+      ASSERT_TRUE(forward(out)(0, rows).ok());
+      in_small_calls(rows, forward(expected));
+      EXPECT_TRUE(out == expected) << name(isa) << " forward " << n;
+      ASSERT_TRUE(backward(out)(0, rows).ok());
+      in_small_calls(rows, backward(expected));
+      EXPECT_TRUE(out == expected) << name(isa) << " backward " << n;
+    }
+  }
+}
+
 TEST(Streaming, BackwardGivesTheBitsOfSmallCalls) {
   if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
     GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
