@@ -35,6 +35,7 @@ struct ArrayView {
   // are known.
   bool pending = false;
   Access access = Access::read;
+  bool requires_grad = false;  // of a torch tensor, where grad mode is on
 
   bool present() const { return rank >= 0; }
   bool on_cpu() const {
@@ -64,14 +65,6 @@ void read_dlpack(nb::handle source, const char* name, Access access, ArrayView& 
 // Completes a pending view: the producer makes `stream` (a cudaStream_t) wait for what is still
 // being written to the array.
 void read_on_stream(ArrayView& view, const char* name, std::uintptr_t stream);
-
-// torch.jit.trace would record the allocation of the result and not what is written to it.
-void refuse_tracing();
-
-// Forward-mode tangents of torch live only inside torch.autograd.forward_ad.dual_level(). Asking
-// whether there is one costs 20 ns, so it is asked once for all arrays of a call.
-bool torch_tangents_exist();
-void refuse_lost_tangent(nb::handle source, const char* name);
 
 // The part that torch's C exchange API and __dlpack__ share.
 void read_tensor_view(const dlpack::TensorView& tensor, nb::handle source, const char* name,

@@ -9,10 +9,22 @@
 
 namespace rmsnorm::python {
 
-// The arguments that a caller gives arrays for.
-constexpr Argument array_arguments[] = {
-    Argument::x,           Argument::residual, Argument::weight,      Argument::bias,
-    Argument::mean_square, Argument::y,        Argument::residual_out};
+// Arrays that only rms_norm_backward has. Apart, since every view costs the other calls time.
+struct Gradients {
+  ArrayView dy;
+  ArrayView d_residual;
+  ArrayView dx;
+  ArrayView dweight;
+  ArrayView dbias;
+  ArrayView d_mean_square;
+};
+
+struct ArgumentRange {
+  const Argument* first;
+  const Argument* last;
+  const Argument* begin() const { return first; }
+  const Argument* end() const { return last; }
+};
 
 struct Call {
   ArrayView x;
@@ -23,6 +35,7 @@ struct Call {
   ArrayView y;
   ArrayView residual_out;
   ArrayView rstd;
+  Gradients* gradients = nullptr;
   bool mean_square_is_output = false;
   std::int32_t axis = -1;
   Rounding rounding = Rounding::once;
@@ -34,14 +47,41 @@ struct Call {
   // x has that axis; checked by require_axis.
   int first_axis() const { return axis < 0 ? axis + x.rank : axis; }
 
-  // Null for arguments that are no array.
+  // Null for arguments that are no array of this call.
   const ArrayView* array(Argument argument) const;
   ArrayView* array(Argument argument) {
     return const_cast<ArrayView*>(static_cast<const Call*>(this)->array(argument));
   }
 
+  // The arguments that a caller gives arrays for.
+  ArgumentRange array_arguments() const;
+
   // The argument's name in Python.
   const char* python_name(Argument argument) const;
 };
+
+inline const ArrayView* Call::array(Argument argument) const {
+  switch (argument) {
+    case Argument::x: return &x;
+    case Argument::residual: return &residual;
+    case Argument::weight: return &weight;
+    case Argument::bias: return &bias;
+    case Argument::mean_square: return &mean_square;
+    case Argument::y: return &y;
+    case Argument::residual_out: return &residual_out;
+    case Argument::rstd: return &rstd;
+    default: break;
+  }
+  if (gradients == nullptr) return nullptr;
+  switch (argument) {
+    case Argument::dy: return &gradients->dy;
+    case Argument::d_residual: return &gradients->d_residual;
+    case Argument::dx: return &gradients->dx;
+    case Argument::dweight: return &gradients->dweight;
+    case Argument::dbias: return &gradients->dbias;
+    case Argument::d_mean_square: return &gradients->d_mean_square;
+    default: return nullptr;
+  }
+}
 
 }  // namespace rmsnorm::python

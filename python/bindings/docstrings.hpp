@@ -20,6 +20,9 @@ number of threads, batch size and strides; on CUDA on every device of one archit
 
 On CUDA the call launches one kernel and returns without waiting for it.
 
+Where a torch tensor requires grad, the call is an operator of rmsnorm.torch and its result can be
+differentiated.
+
 Args:
     x: Array of float16, bfloat16, float32 or float64, with at least one dimension and any strides.
         NumPy (bfloat16 by ml_dtypes), torch, CuPy, JAX, or any array with ``__dlpack__``, on the
@@ -57,14 +60,14 @@ Returns:
 Raises:
     TypeError: An argument is of the wrong kind, or its dtype is not one of the four.
     ValueError: Shapes or values do not fit, memory overlaps, or out cannot be written.
-    RuntimeError: A torch tensor requires grad while grad mode is on (its gradient would be lost),
-        RMSNORM_ISA names an instruction set that cannot run here, an array is on CUDA and this
+    RuntimeError: A torch tensor requires grad and its gradient would be lost, since out, stream or
+        arrays of another framework are given too; RMSNORM_ISA names an instruction set that cannot run here, an array is on CUDA and this
         build has none or CUDA reports an error, or it is on a device of another kind. Nothing has
         been written then.)";
 
 constexpr const char* add_rms_norm = R"(Residual add and RMSNorm in one pass over memory.
 
-Over the last axis::
+For every row, that is, over the axes `axis` ... -1 together::
 
     s = x + residual
     residual_out = s
@@ -74,8 +77,8 @@ Over the last axis::
 Args:
     x: As in rms_norm.
     residual: Array of the shape of x, any of the four dtypes.
-    weight, bias, eps, weight_offset, rounding: As in rms_norm, with s in place of x and the dtype
-        of residual_out in place of x's.
+    weight, bias, eps, axis, weight_offset, rounding: As in rms_norm, with s in place of x and the
+        dtype of residual_out in place of x's.
     round_residual: True: the norm is taken of s rounded to the dtype of residual_out, as the model
         that adds and then normalizes computes. False: of the sum before it is rounded.
     out: Array for y, of the shape of x. It may be x or residual itself.
@@ -90,6 +93,59 @@ Returns:
 
 Raises:
     TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+
+constexpr const char* rms_norm_backward = R"(The gradients of rms_norm and add_rms_norm.
+
+Given dy, the gradient of y, for every row of n elements, of which the first k are counted in the
+mean (k = n unless partial is given), with w = weight_offset + weight and xhat = x * rstd::
+
+    c      = sum(dy * w * xhat) / k
+    dx     = (dy * w - c * xhat) * rstd + d_residual
+    dweight = sum over rows of dy * xhat
+    dbias   = sum over rows of dy
+
+That is the derivative of the formula without its roundings: gradients pass through roundings
+unchanged. Computed in float32, or in float64 as soon as one of the arrays is float64, rstd and
+mean_square apart. dweight and dbias are summed in a fixed order, so that they are the same bit for
+bit on every CPU and for any number of threads.
+
+For ``y, residual_out = add_rms_norm(a, b, ...)`` x is residual_out, d_residual the gradient of
+residual_out, and dx the gradient of a and of b. With ``round_residual=False`` x is a and residual
+is b.
+
+Args:
+    dy: Gradient of y, of the shape of x; any of the four dtypes and any strides.
+    x: What was normalized: the x of rms_norm, or the residual_out of add_rms_norm.
+    weight: As it was given to the forward call.
+    rstd: float32 or float64 array of shape ``x.shape[:axis]``, as the forward call returned it.
+        None: computed from x.
+    eps, axis, weight_offset, partial: As they were given to the forward call.
+    rounding: As in rms_norm. Checked, so that the options of variant() can be passed on; it makes
+        no difference.
+    residual: Array of the shape of x: the norm was taken of x + residual, not rounded.
+    mean_square: As it was given to rms_norm_apply. rstd then does not depend on x, c is 0 in dx,
+        and the gradient of mean_square is returned as well.
+    d_residual: Array of the shape of x, added to dx.
+    has_bias: Return dbias.
+    needs_dweight: False: dweight is not computed, as for a weight that is not trained.
+    dx_out: Array for dx, of the shape of x, any of the four dtypes. It may be dy, x, residual or
+        d_residual itself; any other overlap with an argument is refused.
+    dweight_out: Array for dweight, of the shape of weight, any of the four dtypes.
+    dbias_out: Array for dbias, of a shape that a bias may have, any of the four dtypes; as
+        has_bias.
+    stream: As in rms_norm.
+
+Returns:
+    (dx, dweight, dbias), and d_mean_square as a fourth where mean_square is given; new arrays of
+    x's framework unless given. dx has the dtype of x. dweight has the shape and dtype of weight,
+    summed over the rows that share it; None without weight. dbias has the shape
+    ``x.shape[axis:]`` and the dtype of weight, else of x; None unless asked for. d_mean_square has
+    the shape and dtype of mean_square.
+
+Raises:
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then. A torch tensor
+        that requires grad is refused: gradients that can be differentiated again are those of
+        rmsnorm.torch.)";
 
 constexpr const char* mean_square =
     R"(Mean of the squares over the last axis: ``mean(x**2, axis=-1)``.

@@ -73,7 +73,7 @@ ByteRange byte_range(const ArrayView& view) {
 std::string overlapped_text(Argument output, const Call& call) {
   const ByteRange mine = byte_range(*call.array(output));
   std::string text;
-  for (const Argument other : array_arguments) {
+  for (const Argument other : call.array_arguments()) {
     const ArrayView& view = *call.array(other);
     if (other == output || !view.present()) continue;
     const ByteRange range = byte_range(view);
@@ -88,13 +88,16 @@ std::string expected_shape_text(Argument argument, const Call& call) {
   const int axis = call.first_axis();
   const ArrayView& x = call.x;
   switch (argument) {
+    case Argument::dweight: return shape_text(call.weight);
     case Argument::weight:
     case Argument::bias:
+    case Argument::dbias:
       return tuple_text(x.sizes + axis, x.rank - axis) +
              (axis > 0 ? ", or with leading dimensions that broadcast against " +
                              tuple_text(x.sizes, axis)
                        : "");
     case Argument::mean_square:
+    case Argument::d_mean_square:
     case Argument::rstd: return tuple_text(x.sizes, axis);
     default: return shape_text(x);
   }
@@ -110,9 +113,11 @@ std::string expected_shape_text(Argument argument, const Call& call) {
         "%d or fewer",
         shape_text(view).c_str(), strides_text(view).c_str(), max_rank, max_rank);
   }
-  raise(PyExc_ValueError, "%s: expected shape %s for x of shape %s, got %s",
+  const Argument decisive = argument == Argument::dweight ? Argument::weight : Argument::x;
+  raise(PyExc_ValueError, "%s: expected shape %s for %s of shape %s, got %s",
         call.python_name(argument), expected_shape_text(argument, call).c_str(),
-        shape_text(call.x).c_str(), shape_text(view).c_str());
+        call.python_name(decisive), shape_text(*call.array(decisive)).c_str(),
+        shape_text(view).c_str());
 }
 
 [[noreturn]] void raise_value(Argument argument, const Call& call) {
@@ -145,7 +150,7 @@ std::string expected_shape_text(Argument argument, const Call& call) {
 
 // The first argument on CUDA, of a call that has one.
 Argument argument_on_cuda(const Call& call) {
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && view.on_cuda()) return argument;
   }
@@ -201,7 +206,7 @@ void raise_unsupported_dtype(nb::handle array, const char* name) {
 
 void raise_device(const Call& call) {
   Argument first = Argument::none;
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (!view.present()) continue;
     if (first == Argument::none) {
@@ -244,6 +249,8 @@ void raise_status(const Status& status, const Call& call) {
       if (argument == Argument::weight_offset)
         raise(PyExc_ValueError, "weight_offset: %g was given without weight; expected a weight",
               call.weight_offset);
+      if (argument == Argument::partial)
+        raise(PyExc_ValueError, "partial: %g was given with mean_square; expected 1", call.partial);
       break;
     case Code::null_data:
       raise(PyExc_ValueError, "%s: has shape %s and no memory behind it", name,
@@ -255,9 +262,11 @@ void raise_status(const Status& status, const Call& call) {
             name, shape_text(*view).c_str(), strides_text(*view).c_str());
     case Code::overlap:
       raise(PyExc_ValueError,
-            "%s: overlaps the memory of %s; expected separate memory, or for out and residual_out "
-            "exactly x or residual (same address, strides and element size)",
-            name, overlapped_text(argument, call).c_str());
+            "%s: overlaps the memory of %s; expected separate memory, or for %s (same address, "
+            "strides and element size)",
+            name, overlapped_text(argument, call).c_str(),
+            call.gradients == nullptr ? "out and residual_out exactly x or residual"
+                                      : "dx_out exactly dy, x, residual or d_residual");
     case Code::isa_unavailable: raise_isa();
     case Code::cuda_error: raise_cuda(status, call);
     default: break;

@@ -100,16 +100,36 @@ void define(nb::module_& m) {
 
   m.def("add_rms_norm", &add_rms_norm, "x"_a.none(), "residual"_a.none(),
         "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
-        "eps"_a.none() = 1e-6, "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once",
-        "round_residual"_a.none() = true, "out"_a.none() = nb::none(),
+        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
+        "rounding"_a.none() = "once", "round_residual"_a.none() = true, "out"_a.none() = nb::none(),
         "residual_out"_a.none() = nb::none(), "return_rstd"_a.none() = false,
         "stream"_a.none() = nb::none(), doc::add_rms_norm,
         nb::sig("def add_rms_norm(x: Array, residual: Array, weight: Array | None = None, "
-                "bias: Array | None = None, *, eps: float = 1e-6, weight_offset: float = 0.0, "
-                "rounding: Rounding = \"once\", round_residual: bool = True, "
+                "bias: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
+                "weight_offset: float = 0.0, rounding: Rounding = \"once\", "
+                "round_residual: bool = True, "
                 "out: Array | None = None, residual_out: Array | None = None, "
                 "return_rstd: bool = False, stream: Stream | None = None) "
                 "-> tuple[Array, Array] | tuple[Array, Array, Array]"));
+
+  m.def("rms_norm_backward", &rms_norm_backward, "dy"_a.none(), "x"_a.none(),
+        "weight"_a.none() = nb::none(), "rstd"_a.none() = nb::none(), nb::kw_only(),
+        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
+        "rounding"_a.none() = "once", "partial"_a.none() = 1.0, "residual"_a.none() = nb::none(),
+        "mean_square"_a.none() = nb::none(), "d_residual"_a.none() = nb::none(),
+        "has_bias"_a.none() = false, "needs_dweight"_a.none() = true,
+        "dx_out"_a.none() = nb::none(), "dweight_out"_a.none() = nb::none(),
+        "dbias_out"_a.none() = nb::none(), "stream"_a.none() = nb::none(), doc::rms_norm_backward,
+        nb::sig("def rms_norm_backward(dy: Array, x: Array, weight: Array | None = None, "
+                "rstd: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
+                "weight_offset: float = 0.0, rounding: Rounding = \"once\", partial: float = 1.0, "
+                "residual: Array | None = None, mean_square: Array | None = None, "
+                "d_residual: Array | None = None, has_bias: bool = False, "
+                "needs_dweight: bool = True, dx_out: Array | None = None, "
+                "dweight_out: Array | None = None, dbias_out: Array | None = None, "
+                "stream: Stream | None = None) "
+                "-> tuple[Array, Array | None, Array | None] "
+                "| tuple[Array, Array | None, Array | None, Array]"));
 
   m.def("mean_square", &mean_square, "x"_a.none(), nb::kw_only(), "out"_a.none() = nb::none(),
         "stream"_a.none() = nb::none(), doc::mean_square,

@@ -4,6 +4,7 @@
 #include <rmsnorm/cuda.cuh>
 #include <rmsnorm/rmsnorm.hpp>
 
+#include "autograd.hpp"
 #include "call.hpp"
 #include "errors.hpp"
 #include "options.hpp"
@@ -11,24 +12,10 @@
 #include "placement.hpp"
 #include "results.hpp"
 #include "threads.hpp"
+#include "workspace.hpp"
 
 namespace rmsnorm::python {
 namespace {
-
-// No derivative of a torch tensor may be lost.
-void require_no_derivatives(const Call& call) {
-  bool from_torch = false;
-  for (const Argument argument : array_arguments)
-    from_torch = from_torch || call.array(argument)->framework == Framework::torch;
-  if (!from_torch) return;
-  refuse_tracing();
-  if (!torch_tangents_exist()) return;
-  for (const Argument argument : array_arguments) {
-    const ArrayView& view = *call.array(argument);
-    if (view.present() && view.framework == Framework::torch)
-      refuse_lost_tangent(view.source, call.python_name(argument));
-  }
-}
 
 // What concerns all arrays of a call at once.
 Placement require_usable(Call& call, nb::handle stream) {
@@ -50,12 +37,22 @@ double element_count(const ArrayView& view) {
   return count;
 }
 
+std::int64_t elements_per_row(const ArrayView& x, int first_axis) {
+  std::int64_t count = 1;
+  for (int d = first_axis; d < x.rank; ++d) count *= x.sizes[d];
+  return count;
+}
+
 // What the operation reads and writes for each element of x, times the elements. Weights stay in
 // cache and statistics are one number a row.
 double bytes_moved(const Call& call) {
   std::int64_t bytes = 0;
-  for (const ArrayView* view : {&call.x, &call.residual, &call.y, &call.residual_out})
-    if (view->present()) bytes += size_in_bytes(view->dtype);
+  for (const Argument argument :
+       {Argument::x, Argument::residual, Argument::y, Argument::residual_out, Argument::dy,
+        Argument::d_residual, Argument::dx}) {
+    const ArrayView* view = call.array(argument);
+    if (view != nullptr && view->present()) bytes += size_in_bytes(view->dtype);
+  }
   return static_cast<double>(bytes) * element_count(call.x);
 }
 
@@ -85,11 +82,37 @@ void read_norm_options(Call& call, nb::handle weight, nb::handle bias, nb::handl
   call.rounding = read_rounding(rounding);
 }
 
-Status compute_on_cpu(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end) {
-  return cpu::forward(p, row_begin, row_end);
+Status rows_on_cpu(const ForwardParams& p, std::int64_t begin, std::int64_t end) {
+  return cpu::forward(p, begin, end);
 }
-Status compute_on_cpu(const MeanSquareParams& p, std::int64_t row_begin, std::int64_t row_end) {
-  return cpu::mean_square(p, row_begin, row_end);
+Status rows_on_cpu(const MeanSquareParams& p, std::int64_t begin, std::int64_t end) {
+  return cpu::mean_square(p, begin, end);
+}
+
+template <class Params>
+Status compute_on_cpu(const Call& call, const Placement&, const Params& params) {
+  const auto rows = [](const void* p, std::int64_t begin, std::int64_t end) {
+    return rows_on_cpu(*static_cast<const Params*>(p), begin, end);
+  };
+  const Step step = {rows, row_count(params.x, params.axis), bytes_moved(call)};
+  return run_steps(&params, &step, 1);
+}
+
+Status compute_on_cpu(const Call& call, const Placement& placement, BackwardParams& params) {
+  Workspace workspace(placement);
+  params.workspace_bytes = cpu::backward_workspace(params);
+  params.workspace = workspace.allocate(params.workspace_bytes);
+  const auto blocks = [](const void* p, std::int64_t begin, std::int64_t end) {
+    return cpu::backward(*static_cast<const BackwardParams*>(p), begin, end);
+  };
+  const auto columns = [](const void* p, std::int64_t begin, std::int64_t end) {
+    return cpu::backward_reduce(*static_cast<const BackwardParams*>(p), begin, end);
+  };
+  const double sums = static_cast<double>(params.workspace_bytes);
+  const Step steps[] = {{blocks, cpu::backward_blocks(params), bytes_moved(call) + sums},
+                        {columns, elements_per_row(call.x, call.first_axis()), sums}};
+  const bool reduces = params.dweight.present() || params.dbias.present();
+  return run_steps(&params, steps, reduces ? 2 : 1);
 }
 
 Status launch(const ForwardParams& p, cudaStream_t stream, const cuda::LaunchOptions& options) {
@@ -100,19 +123,23 @@ Status launch(const MeanSquareParams& p, cudaStream_t stream, const cuda::Launch
 }
 
 template <class Params>
+Status compute_on_cuda(const Placement& placement, const Params& params) {
+  cuda::LaunchOptions options;
+  options.device = placement.device;
+  return launch(params, reinterpret_cast<cudaStream_t>(placement.stream), options);
+}
+
+Status compute_on_cuda(const Placement&, const BackwardParams&) {
+  raise(PyExc_RuntimeError, "x: is on CUDA, where this build has no backward");
+}
+
+template <class Params>
 void run(const Call& call, const Placement& placement) {
   Params params;
   Status status = make_parameters(call, params);
-  if (status.ok() && placement.on_cuda) {
-    cuda::LaunchOptions options;
-    options.device = placement.device;
-    status = launch(params, reinterpret_cast<cudaStream_t>(placement.stream), options);
-  } else if (status.ok()) {
-    const RowRangeFunction compute = [](const void* p, std::int64_t begin, std::int64_t end) {
-      return compute_on_cpu(*static_cast<const Params*>(p), begin, end);
-    };
-    status = for_all_rows(compute, &params, row_count(params.x, params.axis), bytes_moved(call));
-  }
+  if (status.ok())
+    status = placement.on_cuda ? compute_on_cuda(placement, params)
+                               : compute_on_cpu(call, placement, params);
   if (!status.ok()) raise_status(status, call);
 }
 
@@ -131,8 +158,13 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   y.accept(out, "out");
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
+  const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
+  if (is_differentiable(call, stream)) {
+    nb::object results = differentiable_rms_norm(call, rounding, dtype);
+    return with_rstd ? results : nb::object(results[0]);
+  }
   const Placement placement = require_usable(call, stream);
-  const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
+  const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
 
   if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
@@ -144,9 +176,9 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
 }
 
 nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb::handle bias,
-                        nb::handle eps, nb::handle weight_offset, nb::handle rounding,
-                        nb::handle round_residual, nb::handle out, nb::handle residual_out,
-                        nb::handle return_rstd, nb::handle stream) {
+                        nb::handle eps, nb::handle axis, nb::handle weight_offset,
+                        nb::handle rounding, nb::handle round_residual, nb::handle out,
+                        nb::handle residual_out, nb::handle return_rstd, nb::handle stream) {
   Call call;
   Output y(call.y);
   Output sum(call.residual_out);
@@ -154,10 +186,15 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   read_array(x, "x", Access::read, call.x);
   read_array(residual, "residual", Access::read, call.residual);
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
+  call.axis = read_integer(axis, "axis");
   y.accept(out, "out");
   sum.accept(residual_out, "residual_out");
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
+  if (is_differentiable(call, stream)) {
+    nb::object results = differentiable_add_rms_norm(call, rounding);
+    return with_rstd ? results : nb::make_tuple(results[0], results[1]);
+  }
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 
@@ -207,6 +244,55 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
   run<ForwardParams>(call, placement);
   return y.take();
+}
+
+nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb::handle rstd,
+                             nb::handle eps, nb::handle axis, nb::handle weight_offset,
+                             nb::handle rounding, nb::handle partial, nb::handle residual,
+                             nb::handle mean_square, nb::handle d_residual, nb::handle has_bias,
+                             nb::handle needs_dweight, nb::handle dx_out, nb::handle dweight_out,
+                             nb::handle dbias_out, nb::handle stream) {
+  Gradients gradients;
+  Call call;
+  call.gradients = &gradients;
+  Output dx(gradients.dx);
+  Output dweight(gradients.dweight);
+  Output dbias(gradients.dbias);
+  Output d_mean_square(gradients.d_mean_square);
+  read_array(dy, "dy", Access::read, gradients.dy);
+  read_array(x, "x", Access::read, call.x);
+  read_norm_options(call, weight, nb::none(), eps, weight_offset, rounding);
+  read_optional(rstd, "rstd", Access::read, call.rstd);
+  call.axis = read_integer(axis, "axis");
+  call.partial = read_number(partial, "partial");
+  read_optional(residual, "residual", Access::read, call.residual);
+  read_optional(mean_square, "mean_square", Access::read, call.mean_square);
+  read_optional(d_residual, "d_residual", Access::read, gradients.d_residual);
+  dx.accept(dx_out, "dx_out");
+  dweight.accept(dweight_out, "dweight_out");
+  dbias.accept(dbias_out, "dbias_out");
+  const bool with_dbias = read_flag(has_bias, "has_bias") || dbias.accepted();
+  const bool with_dweight = read_flag(needs_dweight, "needs_dweight") && call.weight.present();
+  if (dweight.accepted() && !with_dweight)
+    raise(PyExc_ValueError, "dweight_out: was given %s; expected None",
+          call.weight.present() ? "with needs_dweight=False" : "without weight");
+  const Placement placement = require_usable(call, stream);
+  require_axis(call);
+
+  if (!dx.accepted()) dx.allocate(call.x, placement, call.x.dtype, call.x.sizes, call.x.rank);
+  if (with_dweight && !dweight.accepted())
+    dweight.allocate(call.x, placement, call.weight.dtype, call.weight.sizes, call.weight.rank);
+  const int first = call.first_axis();
+  if (with_dbias && !dbias.accepted())
+    dbias.allocate(call.x, placement, call.weight.present() ? call.weight.dtype : call.x.dtype,
+                   call.x.sizes + first, call.x.rank - first);
+  if (call.mean_square.present())
+    d_mean_square.allocate(call.x, placement, call.mean_square.dtype, call.x.sizes, first);
+  run<BackwardParams>(call, placement);
+  nb::object results[] = {dx.take(), with_dweight ? dweight.take() : nb::none(),
+                          with_dbias ? dbias.take() : nb::none()};
+  if (!call.mean_square.present()) return nb::make_tuple(results[0], results[1], results[2]);
+  return nb::make_tuple(results[0], results[1], results[2], d_mean_square.take());
 }
 
 }  // namespace rmsnorm::python

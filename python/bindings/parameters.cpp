@@ -1,10 +1,41 @@
 #include "parameters.hpp"
 
 #include <algorithm>
-#include <initializer_list>
 
 namespace rmsnorm::python {
 namespace {
+
+// visit(argument, tensor) for every tensor of a parameter struct.
+template <class Visit>
+void for_each_tensor(ForwardParams& p, Visit visit) {
+  visit(Argument::x, p.x);
+  visit(Argument::residual, p.residual);
+  visit(Argument::weight, p.weight);
+  visit(Argument::bias, p.bias);
+  visit(Argument::mean_square, p.mean_square);
+  visit(Argument::y, p.y);
+  visit(Argument::residual_out, p.residual_out);
+  visit(Argument::rstd, p.rstd);
+}
+template <class Visit>
+void for_each_tensor(MeanSquareParams& p, Visit visit) {
+  visit(Argument::x, p.x);
+  visit(Argument::mean_square, p.mean_square);
+}
+template <class Visit>
+void for_each_tensor(BackwardParams& p, Visit visit) {
+  visit(Argument::dy, p.dy);
+  visit(Argument::x, p.x);
+  visit(Argument::residual, p.residual);
+  visit(Argument::weight, p.weight);
+  visit(Argument::rstd, p.rstd);
+  visit(Argument::mean_square, p.mean_square);
+  visit(Argument::d_residual, p.d_residual);
+  visit(Argument::dx, p.dx);
+  visit(Argument::dweight, p.dweight);
+  visit(Argument::dbias, p.dbias);
+  visit(Argument::d_mean_square, p.d_mean_square);
+}
 
 template <class Tensor>
 void fill(Tensor& t, const ArrayView& view) {
@@ -22,14 +53,17 @@ enum class Follows { x, rows, broadcast };
 Follows follows(Argument argument) {
   switch (argument) {
     case Argument::weight:
-    case Argument::bias: return Follows::broadcast;
+    case Argument::bias:
+    case Argument::dweight:
+    case Argument::dbias: return Follows::broadcast;
     case Argument::mean_square:
-    case Argument::rstd: return Follows::rows;
+    case Argument::rstd:
+    case Argument::d_mean_square: return Follows::rows;
     default: return Follows::x;
   }
 }
 
-constexpr int max_arrays = 8;
+constexpr int max_arrays = 11;
 
 class Merge {
  public:
@@ -47,10 +81,12 @@ class Merge {
       return {Code::invalid_rank, argument};
     std::int64_t* strides = strides_[count_];
     std::fill_n(strides, x.rank, 0);
+    std::fill_n(stretched_[count_], x.rank, rule == Follows::broadcast);
     for (int d = skipped; d < rank; ++d) {
       const std::int64_t size = view.sizes[d - skipped];
       const bool stretched = rule == Follows::broadcast && d < axis_ && size == 1;
       if (size != x.sizes[d] && !stretched) return {Code::invalid_size, argument};
+      stretched_[count_][d] = stretched;
       if (size != 1) strides[d] = view.strides[d - skipped];
     }
     arguments_[count_++] = argument;
@@ -59,7 +95,9 @@ class Merge {
 
   Status merge() {
     const ArrayView& x = call_.x;
-    const bool empty = std::find(x.sizes, x.sizes + x.rank, 0) != x.sizes + x.rank;
+    // Nothing is read or written then, but for the sums over no rows.
+    const bool empty =
+        call_.gradients == nullptr && std::find(x.sizes, x.sizes + x.rank, 0) != x.sizes + x.rank;
     for (int d = 0; d < x.rank; ++d) {
       if (d == axis_) rows_rank_ = rank_;
       const bool normalised = d >= axis_;
@@ -70,7 +108,10 @@ class Merge {
       } else {
         sizes_[rank_++] = x.sizes[d];
       }
-      for (int i = 0; i < count_; ++i) strides_[i][rank_ - 1] = strides_[i][d];
+      for (int i = 0; i < count_; ++i) {
+        strides_[i][rank_ - 1] = strides_[i][d];
+        stretched_[i][rank_ - 1] = stretched_[i][d];
+      }
     }
     return rank_ <= max_rank ? Status{} : Status{Code::invalid_rank, Argument::x};
   }
@@ -82,8 +123,9 @@ class Merge {
     t.data = call_.array(argument)->data;
     t.dtype = call_.array(argument)->dtype;
     t.rank = follows(argument) == Follows::rows ? rows_rank_ : rank_;
-    std::copy_n(sizes_, t.rank, t.sizes);
-    std::copy_n(strides_[found - arguments_], t.rank, t.strides);
+    const auto index = found - arguments_;
+    for (int d = 0; d < t.rank; ++d) t.sizes[d] = stretched_[index][d] ? 1 : sizes_[d];
+    std::copy_n(strides_[index], t.rank, t.strides);
   }
 
   std::int32_t axis() const { return rows_rank_; }
@@ -103,9 +145,36 @@ class Merge {
   // Of x's dimensions, then, in place, of the merged ones: rank_ never passes the d being read.
   std::int64_t strides_[max_arrays][max_dimensions];
   std::int64_t sizes_[max_dimensions];
+  // Where an array of one element is repeated along a dimension. Outputs that are sums keep it so.
+  bool stretched_[max_arrays][max_dimensions];
   int rank_ = 0;
   int rows_rank_ = 0;  // merged dimensions before the normalised ones
 };
+
+// Sets the tensors and the axis of p.
+template <class Params>
+Status make_tensors(const Call& call, Params& p) {
+  int rank = 0;
+  for_each_tensor(p, [&](Argument argument, const auto&) {
+    rank = std::max(rank, call.array(argument)->rank);
+  });
+  if (rank <= max_rank) {
+    p.axis = call.axis;
+    for_each_tensor(p,
+                    [&](Argument argument, auto& tensor) { fill(tensor, *call.array(argument)); });
+    return {};
+  }
+  Merge merge(call);
+  Status status;
+  for_each_tensor(p, [&](Argument argument, const auto&) {
+    if (status.ok()) status = merge.add(argument);
+  });
+  if (status.ok()) status = merge.merge();
+  if (!status.ok()) return status;
+  p.axis = merge.axis();
+  for_each_tensor(p, [&](Argument argument, auto& tensor) { merge.write(argument, tensor); });
+  return {};
+}
 
 }  // namespace
 
@@ -115,61 +184,23 @@ Status make_parameters(const Call& call, ForwardParams& p) {
   p.weight_offset = call.weight_offset;
   p.partial = call.partial;
   p.round_residual = call.round_residual;
-  const int rank =
-      std::max({call.x.rank, call.residual.rank, call.weight.rank, call.bias.rank,
-                call.mean_square.rank, call.y.rank, call.residual_out.rank, call.rstd.rank});
-  if (rank <= max_rank) {
-    p.axis = call.axis;
-    fill(p.x, call.x);
-    fill(p.residual, call.residual);
-    fill(p.weight, call.weight);
-    fill(p.bias, call.bias);
-    fill(p.mean_square, call.mean_square);
-    fill(p.y, call.y);
-    fill(p.residual_out, call.residual_out);
-    fill(p.rstd, call.rstd);
-    return {};
-  }
-  Merge merge(call);
-  for (const Argument argument :
-       {Argument::x, Argument::residual, Argument::weight, Argument::bias, Argument::mean_square,
-        Argument::y, Argument::residual_out, Argument::rstd}) {
-    const Status status = merge.add(argument);
-    if (!status.ok()) return status;
-  }
-  const Status status = merge.merge();
-  if (!status.ok()) return status;
-  p.axis = merge.axis();
-  merge.write(Argument::x, p.x);
-  merge.write(Argument::residual, p.residual);
-  merge.write(Argument::weight, p.weight);
-  merge.write(Argument::bias, p.bias);
-  merge.write(Argument::mean_square, p.mean_square);
-  merge.write(Argument::y, p.y);
-  merge.write(Argument::residual_out, p.residual_out);
-  merge.write(Argument::rstd, p.rstd);
-  return {};
+  return make_tensors(call, p);
 }
 
 Status make_parameters(const Call& call, MeanSquareParams& p) {
   p.partial = call.partial;
-  if (std::max(call.x.rank, call.mean_square.rank) <= max_rank) {
-    p.axis = call.axis;
-    fill(p.x, call.x);
-    fill(p.mean_square, call.mean_square);
-    return {};
-  }
-  Merge merge(call);
-  for (const Argument argument : {Argument::x, Argument::mean_square}) {
-    const Status status = merge.add(argument);
-    if (!status.ok()) return status;
-  }
-  const Status status = merge.merge();
-  if (!status.ok()) return status;
-  p.axis = merge.axis();
-  merge.write(Argument::x, p.x);
-  merge.write(Argument::mean_square, p.mean_square);
-  return {};
+  return make_tensors(call, p);
+}
+
+Status make_parameters(const Call& call, BackwardParams& p) {
+  const ArrayView &weight = call.weight, &dweight = call.gradients->dweight;
+  if (dweight.present() && !std::equal(weight.sizes, weight.sizes + weight.rank, dweight.sizes,
+                                       dweight.sizes + dweight.rank))
+    return {Code::invalid_size, Argument::dweight};
+  p.eps = call.eps;
+  p.weight_offset = call.weight_offset;
+  p.partial = call.partial;
+  return make_tensors(call, p);
 }
 
 }  // namespace rmsnorm::python

@@ -12,5 +12,6 @@ namespace rmsnorm::python {
 // `call.x` has a first axis. A status other than ok: the shapes do not fit, or do not merge.
 Status make_parameters(const Call& call, ForwardParams& p);
 Status make_parameters(const Call& call, MeanSquareParams& p);
+Status make_parameters(const Call& call, BackwardParams& p);
 
 }  // namespace rmsnorm::python

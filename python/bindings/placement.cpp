@@ -56,7 +56,7 @@ std::uintptr_t current_stream(const ArrayView& x, int device) {
 // The array that decides on the device: x, or where that lies in memory of the host, the first
 // one on CUDA.
 const ArrayView* decisive(const Call& call) {
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && view.on_cuda()) return &view;
   }
@@ -77,7 +77,7 @@ bool is_reachable(const ArrayView& view, int device) {
 
 Placement place(Call& call, nb::handle stream) {
   bool on_cpu = true;
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     on_cpu = on_cpu && (!view.present() || view.on_cpu());
   }
@@ -89,14 +89,14 @@ Placement place(Call& call, nb::handle stream) {
   const ArrayView* first = decisive(call);
   if (first == nullptr) raise_device(call);
   Placement placement = {true, first->device.id, 0};
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && !is_reachable(view, placement.device)) raise_device(call);
   }
   if (!cuda::build_info().built) raise_without_cuda(call);
   placement.stream =
       stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
-  for (const Argument argument : array_arguments) {
+  for (const Argument argument : call.array_arguments()) {
     ArrayView& view = *call.array(argument);
     if (view.present() && view.pending)
       read_on_stream(view, call.python_name(argument), placement.stream);

@@ -32,10 +32,9 @@ constexpr double bytes_to_release_gil = 512 * 1024;
 std::atomic<int> limit{0};  // 0: OpenMP's
 std::atomic<bool> forked{false};
 
-Status for_all_rows_released(RowRangeFunction compute, const void* params, std::int64_t rows,
-                             double bytes) {
+Status run_step(const void* params, const Step& step) {
 #if defined(_OPENMP)
-  const double useful = std::min(static_cast<double>(rows), bytes / bytes_per_thread);
+  const double useful = std::min(static_cast<double>(step.count), step.bytes / bytes_per_thread);
   const int threads = useful < 2 ? 1 : static_cast<int>(std::min<double>(useful, thread_limit()));
   if (threads > 1) {
     std::atomic<std::int64_t> failure{-1};
@@ -44,11 +43,11 @@ Status for_all_rows_released(RowRangeFunction compute, const void* params, std::
       // The runtime may give fewer threads than were asked for.
       const std::int64_t count = omp_get_num_threads();
       const std::int64_t index = omp_get_thread_num();
-      // rows * index could overflow; whole shares plus one of the remaining rows each cannot.
-      const std::int64_t share = rows / count;
-      const std::int64_t rest = rows % count;
+      // units * index could overflow; whole shares plus one of the remaining units each cannot.
+      const std::int64_t share = step.count / count;
+      const std::int64_t rest = step.count % count;
       const std::int64_t begin = index * share + std::min(index, rest);
-      const Status status = compute(params, begin, begin + share + (index < rest ? 1 : 0));
+      const Status status = step.compute(params, begin, begin + share + (index < rest ? 1 : 0));
       if (!status.ok())
         failure = static_cast<std::int64_t>(status.code) << 32 |
                   static_cast<std::int64_t>(status.argument);
@@ -56,10 +55,14 @@ Status for_all_rows_released(RowRangeFunction compute, const void* params, std::
     if (failure < 0) return {};
     return {static_cast<Code>(failure >> 32), static_cast<Argument>(failure & 0xffffffff)};
   }
-#else
-  static_cast<void>(bytes);
 #endif
-  return compute(params, 0, rows);
+  return step.compute(params, 0, step.count);
+}
+
+Status run_steps_in_order(const void* params, const Step* steps, int count) {
+  Status status;
+  for (int i = 0; i < count && status.ok(); ++i) status = run_step(params, steps[i]);
+  return status;
 }
 
 }  // namespace
@@ -90,10 +93,12 @@ int thread_limit() {
 
 void set_thread_limit(int threads) { limit = threads; }
 
-Status for_all_rows(RowRangeFunction compute, const void* params, std::int64_t rows, double bytes) {
-  if (bytes < bytes_to_release_gil) return compute(params, 0, rows);
+Status run_steps(const void* params, const Step* steps, int count) {
+  double bytes = 0;
+  for (int i = 0; i < count; ++i) bytes += steps[i].bytes;
+  if (bytes < bytes_to_release_gil) return run_steps_in_order(params, steps, count);
   PyThreadState* state = PyEval_SaveThread();
-  const Status status = for_all_rows_released(compute, params, rows, bytes);
+  const Status status = run_steps_in_order(params, steps, count);
   PyEval_RestoreThread(state);
   return status;
 }

@@ -1,4 +1,4 @@
-// Threads for Python users: rows split over OpenMP's threads, the GIL let go of while they work.
+// Threads for Python users: work split over OpenMP's threads, the GIL let go of while they work.
 // The library itself starts no thread.
 #pragma once
 
@@ -28,11 +28,16 @@ constexpr bool has_openmp() {
 #endif
 }
 
-using RowRangeFunction = Status (*)(const void* params, std::int64_t row_begin,
-                                    std::int64_t row_end);
+// One step of a computation: units 0 ... count-1 of work, rows for example, of which
+// compute(params, begin, end) does a range. `bytes` is what the step reads and writes together.
+struct Step {
+  Status (*compute)(const void* params, std::int64_t begin, std::int64_t end);
+  std::int64_t count;
+  double bytes;
+};
 
-// Calls compute(params, ...) for contiguous ranges that cover all rows. `bytes` is what the call
-// reads and writes together; it decides on threads and the GIL. Holds the GIL on entry and return.
-Status for_all_rows(RowRangeFunction compute, const void* params, std::int64_t rows, double bytes);
+// Does the steps one after the other, up to the first that fails, each in contiguous ranges that
+// cover its units. The bytes decide on threads and the GIL. Holds the GIL on entry and return.
+Status run_steps(const void* params, const Step* steps, int count);
 
 }  // namespace rmsnorm::python

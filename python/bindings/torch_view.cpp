@@ -9,13 +9,9 @@
 namespace rmsnorm::python {
 namespace {
 
-void refuse_lost_gradient(nb::handle source, const char* name, const Torch& torch) {
-  if (torch.requires_grad.of(source).ptr() != Py_True) return;
-  if (nb::handle(torch.is_grad_enabled)().ptr() != Py_True) return;
-  raise(PyExc_RuntimeError,
-        "%s: requires grad, and its gradient would be lost; call under torch.no_grad(), or pass "
-        "%s.detach()",
-        name, name);
+bool requires_grad(nb::handle source, const Torch& torch) {
+  return torch.requires_grad.of(source).ptr() == Py_True &&
+         nb::handle(torch.is_grad_enabled)().ptr() == Py_True;
 }
 
 // Sparse, nested and meta tensors, and those inside transforms of torch.func. torch's own error is
@@ -26,8 +22,8 @@ void refuse_lost_gradient(nb::handle source, const char* name, const Torch& torc
     return std::string(nb::str(nb::getattr(source, attribute, nb::str("?"))).c_str());
   };
   raise_from(cause, PyExc_TypeError,
-             "%s: expected a strided torch tensor with memory of its own, outside of torch.func "
-             "transforms; got layout %s, dtype %s, device %s",
+             "%s: expected a strided torch tensor with memory of its own, got layout %s, dtype %s, "
+             "device %s; inside transforms of torch.func call rmsnorm.torch",
              name, text("layout").c_str(), text("dtype").c_str(), text("device").c_str());
 }
 
@@ -46,7 +42,6 @@ void refuse_negative_bit(nb::handle source, const char* name, const ArrayView& v
 
 void read_torch(nb::handle source, const char* name, ArrayView& view) {
   const Torch& framework = *torch();
-  refuse_lost_gradient(source, name, framework);
   if (framework.exchange != nullptr) {
     dlpack::TensorView tensor;
     if (framework.exchange->view_from_object(source.ptr(), &tensor) != 0)
@@ -58,29 +53,8 @@ void read_torch(nb::handle source, const char* name, ArrayView& view) {
     view.source = source;
   }
   view.framework = Framework::torch;
+  view.requires_grad = requires_grad(source, framework);
   refuse_negative_bit(source, name, view);
-}
-
-void refuse_tracing() {
-  if (torch()->is_tracing == nullptr) return;
-  if (nb::handle(torch()->is_tracing)().ptr() == Py_True)
-    raise(PyExc_RuntimeError,
-          "x: torch.jit.trace cannot record this call, which is no torch operator");
-}
-
-bool torch_tangents_exist() {
-  static PyObject* const current_level = PyUnicode_InternFromString("_current_level");
-  if (torch()->forward_ad == nullptr) return false;
-  nb::object level = nb::steal(PyObject_GetAttr(torch()->forward_ad, current_level));
-  if (!level.is_valid()) throw nb::python_error();
-  return PyLong_AsLong(level.ptr()) >= 0;
-}
-
-void refuse_lost_tangent(nb::handle source, const char* name) {
-  nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(source);
-  if (nb::getattr(dual, "tangent").is_none()) return;
-  raise(PyExc_RuntimeError,
-        "%s: carries a forward-mode tangent, which would be lost; pass the primal", name);
 }
 
 }  // namespace rmsnorm::python

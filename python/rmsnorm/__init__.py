@@ -1,7 +1,8 @@
 """RMSNorm on arrays of NumPy, torch, JAX and everything else that speaks DLPack, without a copy.
 
 ``y = x / sqrt(mean(x**2) + eps) * weight``, rounded as in the model that the weights are from. See
-rms_norm, add_rms_norm, mean_square and rms_norm_apply, and variant for the options of a model.
+rms_norm, add_rms_norm, mean_square and rms_norm_apply, rms_norm_backward for their gradients, and
+variant for the options of a model. rmsnorm.torch has torch operators and a module.
 """
 
 from ._core import (
@@ -12,6 +13,7 @@ from ._core import (
     mean_square,
     rms_norm,
     rms_norm_apply,
+    rms_norm_backward,
     set_num_threads,
 )
 from .variants import variant
@@ -24,6 +26,7 @@ __all__ = [
     "mean_square",
     "rms_norm",
     "rms_norm_apply",
+    "rms_norm_backward",
     "set_num_threads",
     "variant",
 ]

@@ -321,7 +321,6 @@ TABLE = {
     "gate": ("rms_norm", {"gate": np.ones((3, 8), F32)}, TypeError, r"gate|incompatible"),
     "stream for CPU arrays": ("rms_norm", {"stream": 0}, ValueError, r"^stream: was given"),
     "partial of add": ("add", {"partial": 0.5}, TypeError, r"partial|incompatible"),
-    "axis of add": ("add", {"axis": -1}, TypeError, r"axis|incompatible"),
     "missing residual": ("add", {"residual": ...}, TypeError, r"residual|incompatible"),
     "missing x": ("rms_norm", {"x": ...}, TypeError, r"\bx\b|incompatible"),
     # memory

@@ -1,0 +1,101 @@
+#include "autograd.hpp"
+
+#include "errors.hpp"
+#include "frameworks.hpp"
+
+namespace rmsnorm::python {
+namespace {
+
+// torch.jit.trace would record the allocation of the result and not what is written to it.
+void refuse_tracing() {
+  if (torch()->is_tracing == nullptr) return;
+  if (nb::handle(torch()->is_tracing)().ptr() == Py_True)
+    raise(PyExc_RuntimeError,
+          "x: torch.jit.trace cannot record this call, which is no torch operator; those are in "
+          "rmsnorm.torch");
+}
+
+// Forward-mode tangents of torch live only inside torch.autograd.forward_ad.dual_level(). Asking
+// whether there is one costs 20 ns, so it is asked once for all arrays of a call.
+bool tangents_exist() {
+  static PyObject* const current_level = PyUnicode_InternFromString("_current_level");
+  if (torch()->forward_ad == nullptr) return false;
+  nb::object level = nb::steal(PyObject_GetAttr(torch()->forward_ad, current_level));
+  if (!level.is_valid()) throw nb::python_error();
+  return PyLong_AsLong(level.ptr()) >= 0;
+}
+
+void refuse_lost_tangent(nb::handle source, const char* name) {
+  nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(source);
+  if (nb::getattr(dual, "tangent").is_none()) return;
+  raise(PyExc_RuntimeError,
+        "%s: carries a forward-mode tangent, which would be lost; pass the primal", name);
+}
+
+bool is_torch(const ArrayView& view) {
+  return view.present() && view.framework == Framework::torch;
+}
+
+// The module whose functions take a call to the operators; kept for the life of the process.
+nb::handle operators() {
+  static PyObject* const module = nb::module_::import_("rmsnorm.torch.dispatch").release().ptr();
+  return module;
+}
+
+nb::handle or_none(const ArrayView& view) {
+  return view.present() ? view.source : nb::handle(Py_None);
+}
+
+}  // namespace
+
+bool is_differentiable(const Call& call, nb::handle stream) {
+  bool requires_grad = false, takes_all = stream.is_none();
+  for (const Argument argument : call.array_arguments()) {
+    const ArrayView& view = *call.array(argument);
+    if (!view.present()) continue;
+    const bool is_result = argument == Argument::y || argument == Argument::residual_out;
+    requires_grad = requires_grad || view.requires_grad;
+    takes_all = takes_all && is_torch(view) && !is_result;
+  }
+  return requires_grad && takes_all;
+}
+
+nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
+                                   std::optional<DType> out_dtype) {
+  const nb::handle dtype =
+      out_dtype ? nb::handle(torch()->dtypes[static_cast<int>(*out_dtype)]) : nb::handle(Py_None);
+  return operators().attr("rms_norm")(call.x.source, or_none(call.weight), or_none(call.bias),
+                                      call.eps, call.first_axis() - call.x.rank, call.weight_offset,
+                                      rounding, call.partial, dtype);
+}
+
+nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding) {
+  return operators().attr("add_rms_norm")(
+      call.x.source, call.residual.source, or_none(call.weight), or_none(call.bias), call.eps,
+      call.first_axis() - call.x.rank, call.weight_offset, rounding, call.round_residual);
+}
+
+void require_no_derivatives(const Call& call) {
+  bool from_torch = false;
+  for (const Argument argument : call.array_arguments()) {
+    const ArrayView& view = *call.array(argument);
+    if (!is_torch(view)) continue;
+    from_torch = true;
+    if (!view.requires_grad) continue;
+    const char* name = call.python_name(argument);
+    raise(PyExc_RuntimeError,
+          "%s: requires grad, and its gradient would be lost: calls with out, residual_out, stream "
+          "or arrays of other frameworks are not differentiated, and only rms_norm and "
+          "add_rms_norm are; call under torch.no_grad(), or pass %s.detach()",
+          name, name);
+  }
+  if (!from_torch) return;
+  refuse_tracing();
+  if (!tangents_exist()) return;
+  for (const Argument argument : call.array_arguments()) {
+    const ArrayView& view = *call.array(argument);
+    if (is_torch(view)) refuse_lost_tangent(view.source, call.python_name(argument));
+  }
+}
+
+}  // namespace rmsnorm::python

@@ -1,0 +1,28 @@
+// Derivatives of torch tensors. None is lost silently: a call with tensors that require grad
+// becomes an operator of rmsnorm.torch, which autograd knows, or it is refused.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <optional>
+#include <rmsnorm/contract.hpp>
+
+#include "call.hpp"
+
+namespace rmsnorm::python {
+
+namespace nb = nanobind;
+
+// Whether a tensor of the call requires grad, in grad mode, and an operator can take the call: all
+// arrays are torch tensors, none is given for a result, and no stream.
+bool is_differentiable(const Call& call, nb::handle stream);
+
+// The results of operators, as a tuple. Options are taken from the call, which has been read.
+nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
+                                   std::optional<DType> out_dtype);
+nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding);
+
+// RuntimeError naming the argument whose derivative would be lost.
+void require_no_derivatives(const Call& call);
+
+}  // namespace rmsnorm::python

@@ -1,0 +1,33 @@
+"""Whether a call may go past torch's dispatcher, straight to the kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+from torch.overrides import has_torch_function_variadic
+
+# All of these are C functions of torch without a public name; together 90 ns.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """True where nobody but autograd has to hear of an operation on the tensors.
+
+    Those who have to: the tracers of torch.compile, torch.export, torch.fx and torch.jit,
+    transforms of torch.func, forward-mode derivatives, dispatch and function modes, and subclasses
+    of Tensor.
+    """
+    if is_dynamo_compiling() or _dispatch_modes() or _transforms_active() or _is_tracing():
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is not Tensor and kind is not Parameter and tensor is not None:
+            return False
+    return not has_torch_function_variadic(*tensors)

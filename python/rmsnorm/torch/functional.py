@@ -1,0 +1,153 @@
+"""rms_norm and add_rms_norm with the signatures of torch.nn.functional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import rmsnorm
+
+from .._typing import Rounding
+from . import dispatch
+from .eager import is_eager
+
+_SINGLE_EPS = torch.finfo(torch.float32).eps
+_DOUBLE_EPS = torch.finfo(torch.float64).eps
+
+
+def _require_tensors(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+
+
+def _first_axis(input: Tensor, normalized_shape: int | Sequence[int]) -> int:
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ValueError(
+            f"normalized_shape: expected the last dimensions of input, whose shape is "
+            f"{tuple(input.shape)}, got {shape}"
+        )
+    return -len(shape)
+
+
+def _eps_of(input: Tensor, eps: float | None) -> float:
+    """torch's default: that of the type which the norm is computed in."""
+    if eps is not None:
+        return eps
+    return _DOUBLE_EPS if input.dtype == torch.float64 else _SINGLE_EPS
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    weight_offset: float = 0.0,
+    rounding: Rounding = "once",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """torch.nn.functional.rms_norm, computed by rmsnorm.
+
+    ``y = input / sqrt(mean(input**2) + eps) * (weight_offset + weight) + bias``, the mean taken over
+    the dimensions of normalized_shape. Differentiable in input, weight and bias; gradients pass
+    through roundings unchanged. Under autocast nothing is cast: the result has the dtype of input.
+
+    Args:
+        input: float16, bfloat16, float32 or float64, of shape ``(*, *normalized_shape)`` and any
+            strides, on the CPU or on CUDA.
+        normalized_shape: The last dimensions of input, one or several.
+        weight: Of shape normalized_shape, optionally after leading dimensions that broadcast
+            against those of input; any of the four dtypes. None: ones.
+        eps: Added to the mean square; in units of input squared. None: as in torch, the machine
+            epsilon of float32, or of float64 for float64 input.
+        bias: As weight, added at the end. None: nothing is added.
+        weight_offset: Added to weight in the compute type; 1.0 for weights stored around zero.
+        rounding: Where half precision rounds: "once", "before_weight" or "rstd", as in
+            rmsnorm.rms_norm.
+        out_dtype: dtype of the result. None: that of input.
+
+    Returns:
+        A contiguous tensor of the shape of input.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value.
+        RuntimeError: The tensors are on a device that this build cannot compute on.
+    """
+    _require_tensors(input=input, weight=weight, bias=bias)
+    axis = _first_axis(input, normalized_shape)
+    eps = _eps_of(input, eps)
+    if is_eager(input, weight, bias) and not _requires_grad(input, weight, bias):
+        return rmsnorm.rms_norm(
+            input,
+            weight,
+            bias,
+            eps=eps,
+            axis=axis,
+            weight_offset=weight_offset,
+            rounding=rounding,
+            out_dtype=out_dtype,
+        )
+    y, _ = dispatch.rms_norm(
+        input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
+    )
+    return y
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    weight_offset: float = 0.0,
+    rounding: Rounding = "once",
+    round_residual: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Residual add and rms_norm in one pass over memory.
+
+    ``residual_out = input + residual``, and ``y = rms_norm(residual_out, ...)``.
+
+    Args:
+        input, normalized_shape, weight, eps, bias, weight_offset, rounding: As in rms_norm.
+        residual: Of the shape of input; any of the four dtypes.
+        round_residual: True: the norm is taken of residual_out, as the model that adds and then
+            normalizes computes. False: of the sum before it is rounded to that dtype.
+
+    Returns:
+        (y, residual_out), contiguous tensors of the shape of input. y has the dtype of input,
+        residual_out the one that input and residual promote to. Differentiable, both of them.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As rms_norm.
+    """
+    _require_tensors(input=input, residual=residual, weight=weight, bias=bias)
+    axis = _first_axis(input, normalized_shape)
+    eps = _eps_of(input, eps)
+    tensors = (input, residual, weight, bias)
+    if is_eager(*tensors) and not _requires_grad(*tensors):
+        return rmsnorm.add_rms_norm(
+            input,
+            residual,
+            weight,
+            bias,
+            eps=eps,
+            axis=axis,
+            weight_offset=weight_offset,
+            rounding=rounding,
+            round_residual=round_residual,
+        )
+    y, residual_out, _ = dispatch.add_rms_norm(
+        *tensors, eps, axis, weight_offset, rounding, round_residual
+    )
+    return y, residual_out

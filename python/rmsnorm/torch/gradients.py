@@ -1,0 +1,195 @@
+"""Gradients of the operators, known to torch's dispatcher and, for calls past it, as functions.
+
+A call of `apply_rms_norm` or `apply_add_rms_norm` computes and records the gradient without the
+dispatcher: an operator that is implemented in Python costs three times as much to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from . import formula, operators
+from .eager import is_eager
+
+Gradient = Tensor | None
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rstd: Tensor | None,
+    d_residual: Tensor | None,
+    *options: Any,
+    needs_dweight: bool,
+) -> tuple[Tensor, Gradient, Gradient]:
+    """dx, dweight and dbias; None for the last two where they are not needed."""
+    arguments = (dy, x, residual, weight, bias, rstd, d_residual, *options, needs_dweight)
+    if not torch.is_grad_enabled() and is_eager(*arguments[:7]):
+        return operators.gradients(*arguments)
+    dx, dweight, dbias = torch.ops.rmsnorm.rms_norm_backward(*arguments)
+    return dx, dweight if needs_dweight else None, None if bias is None else dbias
+
+
+def _add(a: Gradient, b: Gradient) -> Gradient:
+    return b if a is None else a if b is None else a + b
+
+
+def _save_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, eps, axis, weight_offset, _, partial, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias if ctx.needs_input_grad[2] else None, output[1])
+    ctx.options = (eps, axis, weight_offset, partial)
+
+
+def _rms_norm_backward(ctx: Any, dy: Gradient, d_rstd: Gradient) -> tuple[Gradient, ...]:
+    x, weight, bias, rstd = ctx.saved_tensors
+    needs_dweight = weight is not None and ctx.needs_input_grad[1]
+    dx = dweight = dbias = None
+    if dy is not None:
+        dx, dweight, dbias = _gradients(
+            dy, x, None, weight, bias, rstd, None, *ctx.options, needs_dweight=needs_dweight
+        )
+    if d_rstd is not None:
+        eps, axis, _, partial = ctx.options
+        dx = _add(dx, formula.gradient_of_rstd(d_rstd, x, None, eps, axis, partial))
+    return dx, dweight, dbias, *(None,) * 7
+
+
+def _save_add_rms_norm(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, residual, weight, bias, eps, axis, weight_offset, _, round_residual = inputs
+    _, residual_out, rstd = output
+    ctx.set_materialize_grads(False)
+    normed = (residual_out, None) if round_residual else (x, residual)
+    ctx.save_for_backward(*normed, weight, bias if ctx.needs_input_grad[3] else None, rstd)
+    ctx.options = (eps, axis, weight_offset, 1.0)
+    ctx.dtypes = (x.dtype, residual.dtype)
+
+
+def _add_rms_norm_backward(
+    ctx: Any, dy: Gradient, d_residual: Gradient, d_rstd: Gradient
+) -> tuple[Gradient, ...]:
+    x, residual, weight, bias, rstd = ctx.saved_tensors
+    needs_dweight = weight is not None and ctx.needs_input_grad[2]
+    dx, dweight, dbias = d_residual, None, None
+    if dy is not None:
+        dx, dweight, dbias = _gradients(
+            dy,
+            x,
+            residual,
+            weight,
+            bias,
+            rstd,
+            d_residual,
+            *ctx.options,
+            needs_dweight=needs_dweight,
+        )
+    if d_rstd is not None:
+        eps, axis, _, partial = ctx.options
+        dx = _add(dx, formula.gradient_of_rstd(d_rstd, x, residual, eps, axis, partial))
+    if dx is None:
+        return (None,) * 10
+    to_x, to_residual = (dx.to(dtype) for dtype in ctx.dtypes)
+    return to_x, to_residual, dweight, dbias, *(None,) * 6
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dy, x, residual, weight, bias, _, d_residual, *options, needs_dweight = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(dy, x, residual, weight)
+    ctx.options = tuple(options)
+    ctx.has_dweight = weight is not None and needs_dweight
+    ctx.has_bias = bias is not None
+    ctx.d_residual_dtype = None if d_residual is None else d_residual.dtype
+
+
+def _gradients_backward(
+    ctx: Any, ddx: Gradient, ddweight: Gradient, ddbias: Gradient
+) -> tuple[Gradient, ...]:
+    dy, x, residual, weight = ctx.saved_tensors
+    ddy, dx, dweight = formula.gradients_of_gradients(
+        dy,
+        x,
+        residual,
+        weight,
+        ddx,
+        ddweight if ctx.has_dweight else None,
+        ddbias if ctx.has_bias else None,
+        *ctx.options,
+    )
+    dresidual = None if residual is None else dx.to(residual.dtype)
+    dd_residual = None
+    if ctx.d_residual_dtype is not None and ddx is not None:
+        dd_residual = ddx.to(ctx.d_residual_dtype)
+    # bias has no values here, and rstd is a function of x, whose gradient has that of rstd in it.
+    return ddy, dx.to(x.dtype), dresidual, dweight, None, None, dd_residual, *(None,) * 6
+
+
+def _gradients_formula(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x, residual, weight, bias, _, d_residual, *options, needs_dweight = arguments
+    dx, dweight, dbias = formula.gradients(dy, x, residual, weight, bias, d_residual, *options)
+    return operators.without_none(x, dx, dweight if needs_dweight else None, dbias)
+
+
+def _register(
+    kernel: Callable[..., Any],
+    save: Callable[..., None],
+    backward: Callable[..., tuple[Gradient, ...]],
+    by_formula: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Makes an operator differentiable; returns the function that goes past the dispatcher.
+
+    The last argument of forward says how it is called: the dispatcher's key set, or None.
+    torch.library.register_autograd would do for reverse mode in eager calls, but its functions do
+    not work under torch.func, and lose tangents of forward mode.
+    """
+    operator = getattr(torch.ops.rmsnorm, kernel.__name__).default
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *inputs, keys = arguments
+        if keys is None:
+            output = kernel(*inputs)
+        else:
+            # Without grad mode, in which forward runs, outer transforms of torch.func would not
+            # record the call.
+            with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+                output = below_autograd(keys, *inputs)
+        save(ctx, inputs, output)
+        return output
+
+    def below_autograd(keys: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    # torch.autograd.Function is this class and, in Python, a way around it for transforms of
+    # torch.func. Those have taken this call apart when it comes here.
+    function: Any = type(kernel.__name__, (torch.autograd.function._SingleLevelFunction,), members)
+
+    def autograd(keys: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            return by_formula(*inputs)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            with enable_single_level_autograd_function():
+                return function.apply(*inputs, keys)
+        return below_autograd(keys, *inputs)
+
+    operators.library.impl(kernel.__name__, autograd, "Autograd", with_keyset=True)
+    return lambda *inputs: function.apply(*inputs, None)
+
+
+apply_rms_norm = _register(operators.rms_norm, _save_rms_norm, _rms_norm_backward, formula.rms_norm)
+apply_add_rms_norm = _register(
+    operators.add_rms_norm, _save_add_rms_norm, _add_rms_norm_backward, formula.add_rms_norm
+)
+_register(operators.rms_norm_backward, _save_gradients, _gradients_backward, _gradients_formula)

@@ -1,0 +1,256 @@
+"""The operators torch.ops.rmsnorm.*: what they compute, and the shapes of their results.
+
+Their arguments are those of the functions of rmsnorm, all by position, with a negative `axis`, so
+that a batch dimension can be put in front. Gradients are in gradients.py, the rules of torch.vmap
+in batching.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import rmsnorm
+
+from .._typing import Rounding
+from .formula import compute_dtype, result_dtype
+
+library = torch.library.Library("rmsnorm", "DEF")
+
+
+def _define(schema: str) -> None:
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+_define(
+    "rms_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, int axis, float weight_offset, "
+    "str rounding, float partial, ScalarType? out_dtype) -> (Tensor y, Tensor rstd)"
+)
+_define(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int axis, "
+    "float weight_offset, str rounding, bool round_residual) "
+    "-> (Tensor y, Tensor residual_out, Tensor rstd)"
+)
+# dbias is like bias, whose values mean nothing. A gradient without its input is an empty tensor,
+# since an operator cannot return None.
+_define(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
+    "Tensor? rstd, Tensor? d_residual, float eps, int axis, float weight_offset, float partial, "
+    "bool needs_dweight) -> (Tensor dx, Tensor dweight, Tensor dbias)"
+)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    rounding: Rounding,
+    partial: float,
+    out_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    return rmsnorm.rms_norm(
+        x,
+        weight,
+        bias,
+        eps=eps,
+        axis=axis,
+        weight_offset=weight_offset,
+        rounding=rounding,
+        partial=partial,
+        out_dtype=out_dtype,
+        return_rstd=True,
+    )
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    rounding: Rounding,
+    round_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return rmsnorm.add_rms_norm(
+        x,
+        residual,
+        weight,
+        bias,
+        eps=eps,
+        axis=axis,
+        weight_offset=weight_offset,
+        rounding=rounding,
+        round_residual=round_residual,
+        return_rstd=True,
+    )
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rstd: Tensor | None,
+    d_residual: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    partial: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What rms_norm_backward computes, with None for a gradient without its input."""
+    dtype = result_dtype(x, residual)
+    return rmsnorm.rms_norm_backward(
+        dy,
+        x,
+        weight,
+        rstd,
+        eps=eps,
+        axis=axis,
+        weight_offset=weight_offset,
+        partial=partial,
+        residual=residual,
+        d_residual=d_residual,
+        needs_dweight=needs_dweight,
+        dx_out=None if dtype == x.dtype else x.new_empty(x.shape, dtype=dtype),
+        dbias_out=None if bias is None else bias.new_empty(bias.shape),
+    )
+
+
+def without_none(
+    x: Tensor, dx: Tensor, dweight: Tensor | None, dbias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        dx,
+        x.new_empty(0) if dweight is None else dweight,
+        x.new_empty(0) if dbias is None else dbias,
+    )
+
+
+def rms_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rstd: Tensor | None,
+    d_residual: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    partial: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dweight, dbias = gradients(
+        dy,
+        x,
+        residual,
+        weight,
+        bias,
+        rstd,
+        d_residual,
+        eps,
+        axis,
+        weight_offset,
+        partial,
+        needs_dweight,
+    )
+    return without_none(x, dx, dweight, dbias)
+
+
+for _kernel in (rms_norm, add_rms_norm, rms_norm_backward):
+    for _backend in ("CPU", "CUDA"):
+        library.impl(_kernel.__name__, _kernel, _backend)
+
+
+def _require_shapes(
+    x: Tensor, axis: int, same: dict[str, Tensor | None], broadcast: dict[str, Tensor | None]
+) -> None:
+    """What the kernels ask for, asked when a call is traced. Sizes may be symbols."""
+    if not -x.dim() <= axis < 0:
+        raise ValueError(f"axis: expected {-x.dim()} <= axis < 0 for x of shape {x.shape}")
+    for name, tensor in same.items():
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(f"{name}: expected shape {x.shape}, got {tensor.shape}")
+    for name, tensor in broadcast.items():
+        if tensor is None:
+            continue
+        rows, row = tensor.shape[:axis], tensor.shape[axis:]
+        fits = tensor.dim() <= x.dim() and row == x.shape[axis:]
+        if not fits or any(r not in (1, s) for r, s in zip(rows[::-1], x.shape[:axis][::-1])):
+            raise ValueError(f"{name}: shape {tensor.shape} does not fit x of shape {x.shape}")
+
+
+@torch.library.register_fake("rmsnorm::rms_norm", lib=library)
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    rounding: Rounding,
+    partial: float,
+    out_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    _require_shapes(x, axis, {}, {"weight": weight, "bias": bias})
+    dtype = x.dtype if out_dtype is None else out_dtype
+    statistics = compute_dtype(x, weight, bias, dtype)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:axis], dtype=statistics)
+
+
+@torch.library.register_fake("rmsnorm::add_rms_norm", lib=library)
+def _(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    rounding: Rounding,
+    round_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _require_shapes(x, axis, {"residual": residual}, {"weight": weight, "bias": bias})
+    total = result_dtype(x, residual)
+    statistics = compute_dtype(x, residual, weight, bias)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(x.shape, dtype=total),
+        x.new_empty(x.shape[:axis], dtype=statistics),
+    )
+
+
+@torch.library.register_fake("rmsnorm::rms_norm_backward", lib=library)
+def _(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rstd: Tensor | None,
+    d_residual: Tensor | None,
+    eps: float,
+    axis: int,
+    weight_offset: float,
+    partial: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _require_shapes(
+        x,
+        axis,
+        {"dy": dy, "residual": residual, "d_residual": d_residual},
+        {"weight": weight, "bias": bias},
+    )
+    dx = x.new_empty(x.shape, dtype=result_dtype(x, residual))
+    dweight = None
+    if weight is not None and needs_dweight:
+        dweight = weight.new_empty(weight.shape)
+    dbias = None if bias is None else bias.new_empty(bias.shape)
+    return without_none(x, dx, dweight, dbias)
