@@ -61,18 +61,18 @@ bool is_differentiable(const Call& call, nb::handle stream) {
 }
 
 nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
-                                   std::optional<DType> out_dtype) {
+                                   std::optional<DType> out_dtype, bool with_rstd) {
   const nb::handle dtype =
       out_dtype ? nb::handle(torch()->dtypes[static_cast<int>(*out_dtype)]) : nb::handle(Py_None);
-  return operators().attr("rms_norm")(call.x.source, or_none(call.weight), or_none(call.bias),
-                                      call.eps, call.first_axis() - call.x.rank, call.weight_offset,
-                                      rounding, call.partial, dtype);
+  return operators().attr("rms_norm")(with_rstd, call.x.source, or_none(call.weight),
+                                      or_none(call.bias), call.eps, call.first_axis() - call.x.rank,
+                                      call.weight_offset, rounding, call.partial, dtype);
 }
 
-nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding) {
+nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding, bool with_rstd) {
   return operators().attr("add_rms_norm")(
-      call.x.source, call.residual.source, or_none(call.weight), or_none(call.bias), call.eps,
-      call.first_axis() - call.x.rank, call.weight_offset, rounding, call.round_residual);
+      with_rstd, call.x.source, call.residual.source, or_none(call.weight), or_none(call.bias),
+      call.eps, call.first_axis() - call.x.rank, call.weight_offset, rounding, call.round_residual);
 }
 
 void require_no_derivatives(const Call& call) {

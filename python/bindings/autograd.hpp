@@ -17,10 +17,11 @@ namespace nb = nanobind;
 // arrays are torch tensors, none is given for a result, and no stream.
 bool is_differentiable(const Call& call, nb::handle stream);
 
-// The results of operators, as a tuple. Options are taken from the call, which has been read.
+// What the operators return, which the results of the functions are. Options are those of the call,
+// which has been read.
 nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
-                                   std::optional<DType> out_dtype);
-nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding);
+                                   std::optional<DType> out_dtype, bool with_rstd);
+nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding, bool with_rstd);
 
 // RuntimeError naming the argument whose derivative would be lost.
 void require_no_derivatives(const Call& call);

@@ -68,8 +68,10 @@ const Torch* torch() {
   found.requires_grad = property(tensor, "requires_grad");
   found.is_grad_enabled = attribute(module, "is_grad_enabled");
   found.empty_like = attribute(module, "empty_like");
+  found.new_empty = attribute(tensor, "new_empty");
   bool complete = found.requires_grad && found.parameter != nullptr &&
-                  found.is_grad_enabled != nullptr && found.empty_like != nullptr;
+                  found.is_grad_enabled != nullptr && found.empty_like != nullptr &&
+                  found.new_empty != nullptr;
   for (int t = 0; t < dtype_count; ++t) {
     found.dtypes[t] = attribute(module, name(static_cast<DType>(t)));
     complete = complete && found.dtypes[t] != nullptr;

@@ -43,6 +43,7 @@ struct Torch {
   Property requires_grad;
   PyObject* is_grad_enabled = nullptr;
   PyObject* empty_like = nullptr;
+  PyObject* new_empty = nullptr;  // Tensor's method
   PyObject* dtypes[dtype_count] = {};
   PyObject* forward_ad = nullptr;  // the module; null where it does not tell its depth
   PyObject* is_tracing = nullptr;  // torch.jit's

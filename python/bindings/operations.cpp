@@ -159,10 +159,8 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
   const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
-  if (is_differentiable(call, stream)) {
-    nb::object results = differentiable_rms_norm(call, rounding, dtype);
-    return with_rstd ? results : nb::object(results[0]);
-  }
+  if (is_differentiable(call, stream))
+    return differentiable_rms_norm(call, rounding, dtype, with_rstd);
   const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
@@ -191,10 +189,8 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   sum.accept(residual_out, "residual_out");
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
-  if (is_differentiable(call, stream)) {
-    nb::object results = differentiable_add_rms_norm(call, rounding);
-    return with_rstd ? results : nb::make_tuple(results[0], results[1]);
-  }
+  if (is_differentiable(call, stream))
+    return differentiable_add_rms_norm(call, rounding, with_rstd);
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 

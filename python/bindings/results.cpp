@@ -58,9 +58,11 @@ nb::object new_torch(const ArrayView& like, DType dtype, const std::int64_t* siz
     PyObject* arguments[] = {like.source.ptr()};
     return checked(PyObject_Vectorcall(torch()->empty_like, arguments, 1, nullptr));
   }
-  return like.source.attr("new_empty")(
-      shape_tuple(sizes, rank),
-      nb::arg("dtype") = nb::handle(torch()->dtypes[static_cast<int>(dtype)]));
+  static PyObject* const keywords = PyTuple_Pack(1, PyUnicode_InternFromString("dtype"));
+  nb::object shape = shape_tuple(sizes, rank);
+  PyObject* arguments[] = {like.source.ptr(), shape.ptr(),
+                           torch()->dtypes[static_cast<int>(dtype)]};
+  return checked(PyObject_Vectorcall(torch()->new_empty, arguments, 2, keywords));
 }
 
 nb::object new_cupy(const ArrayView& like, DType dtype, const std::int64_t* sizes, int rank) {

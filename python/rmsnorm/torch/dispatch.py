@@ -1,7 +1,7 @@
-"""The operators as functions, which go past torch's dispatcher where nobody has to hear of them.
+"""The three ways of a call: straight to a kernel, recorded by autograd, or by torch's dispatcher.
 
-rmsnorm.rms_norm and rmsnorm.add_rms_norm call these with tensors that require grad. The arguments
-are those of the operators.
+`with_rstd` asks for rstd as the last result. The other arguments are those of the operators.
+rmsnorm.rms_norm and rmsnorm.add_rms_norm come here with tensors that require grad.
 """
 
 from __future__ import annotations
@@ -11,23 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batching  # noqa: F401  registers its rules
-from .eager import is_eager
+from . import operators
+from .eager import is_eager, requires_grad
 from .gradients import apply_add_rms_norm, apply_rms_norm
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    call = apply_rms_norm if is_eager(x, weight, bias) else torch.ops.rmsnorm.rms_norm
-    y, rstd = call(x, weight, bias, *options)
-    return y, rstd
+    with_rstd: bool, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
+) -> Any:
+    """y, or (y, rstd)."""
+    if not is_eager(x, weight, bias):
+        y, rstd = torch.ops.rmsnorm.rms_norm(x, weight, bias, *options)
+        return (y, rstd) if with_rstd else y
+    if requires_grad(x, weight, bias):
+        return apply_rms_norm(x, weight, bias, *options, with_rstd)
+    return operators.rms_norm(x, weight, bias, *options, with_rstd=with_rstd)
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    eager = is_eager(x, residual, weight, bias)
-    call = apply_add_rms_norm if eager else torch.ops.rmsnorm.add_rms_norm
-    y, residual_out, rstd = call(x, residual, weight, bias, *options)
-    return y, residual_out, rstd
+    with_rstd: bool,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *options: Any,
+) -> Any:
+    """(y, residual_out), or (y, residual_out, rstd)."""
+    if not is_eager(x, residual, weight, bias):
+        results = torch.ops.rmsnorm.add_rms_norm(x, residual, weight, bias, *options)
+        return results if with_rstd else results[:2]
+    if requires_grad(x, residual, weight, bias):
+        return apply_add_rms_norm(x, residual, weight, bias, *options, with_rstd)
+    return operators.add_rms_norm(x, residual, weight, bias, *options, with_rstd=with_rstd)

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-import rmsnorm
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._typing import Rounding
 from . import dispatch
-from .eager import is_eager
 
 _SINGLE_EPS = torch.finfo(torch.float32).eps
 _DOUBLE_EPS = torch.finfo(torch.float64).eps
@@ -23,25 +21,18 @@ def _require_tensors(**tensors: object) -> None:
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
 
 
-def _first_axis(input: Tensor, normalized_shape: int | Sequence[int]) -> int:
+def _axis_and_eps(
+    input: Tensor, normalized_shape: int | Sequence[int], eps: float | None
+) -> tuple[int, float]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
             f"{tuple(input.shape)}, got {shape}"
         )
-    return -len(shape)
-
-
-def _eps_of(input: Tensor, eps: float | None) -> float:
-    """torch's default: that of the type which the norm is computed in."""
-    if eps is not None:
-        return eps
-    return _DOUBLE_EPS if input.dtype == torch.float64 else _SINGLE_EPS
-
-
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if eps is None:  # torch's default: that of the type which is computed in
+        eps = _DOUBLE_EPS if input.dtype == torch.float64 else _SINGLE_EPS
+    return -len(shape), eps
 
 
 def rms_norm(
@@ -82,22 +73,24 @@ def rms_norm(
         TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value.
         RuntimeError: The tensors are on a device that this build cannot compute on.
     """
-    _require_tensors(input=input, weight=weight, bias=bias)
-    axis = _first_axis(input, normalized_shape)
-    eps = _eps_of(input, eps)
-    if is_eager(input, weight, bias) and not _requires_grad(input, weight, bias):
-        return rmsnorm.rms_norm(
+    if has_torch_function_variadic(input, weight, bias):
+        overridden: Tensor = handle_torch_function(
+            rms_norm,
+            (input, weight, bias),
             input,
+            normalized_shape,
             weight,
-            bias,
-            eps=eps,
-            axis=axis,
+            eps,
+            bias=bias,
             weight_offset=weight_offset,
             rounding=rounding,
             out_dtype=out_dtype,
         )
-    y, _ = dispatch.rms_norm(
-        input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
+        return overridden
+    _require_tensors(input=input, weight=weight, bias=bias)
+    axis, eps = _axis_and_eps(input, normalized_shape, eps)
+    y: Tensor = dispatch.rms_norm(
+        False, input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
     )
     return y
 
@@ -131,23 +124,24 @@ def add_rms_norm(
     Raises:
         TypeError, ValueError, RuntimeError: As rms_norm.
     """
-    _require_tensors(input=input, residual=residual, weight=weight, bias=bias)
-    axis = _first_axis(input, normalized_shape)
-    eps = _eps_of(input, eps)
-    tensors = (input, residual, weight, bias)
-    if is_eager(*tensors) and not _requires_grad(*tensors):
-        return rmsnorm.add_rms_norm(
+    if has_torch_function_variadic(input, residual, weight, bias):
+        overridden: tuple[Tensor, Tensor] = handle_torch_function(
+            add_rms_norm,
+            (input, residual, weight, bias),
             input,
             residual,
+            normalized_shape,
             weight,
-            bias,
-            eps=eps,
-            axis=axis,
+            eps,
+            bias=bias,
             weight_offset=weight_offset,
             rounding=rounding,
             round_residual=round_residual,
         )
-    y, residual_out, _ = dispatch.add_rms_norm(
-        *tensors, eps, axis, weight_offset, rounding, round_residual
+        return overridden
+    _require_tensors(input=input, residual=residual, weight=weight, bias=bias)
+    axis, eps = _axis_and_eps(input, normalized_shape, eps)
+    results: tuple[Tensor, Tensor] = dispatch.add_rms_norm(
+        False, input, residual, weight, bias, eps, axis, weight_offset, rounding, round_residual
     )
-    return y, residual_out
+    return results

@@ -1,7 +1,7 @@
 """Gradients of the operators, known to torch's dispatcher and, for calls past it, as functions.
 
-A call of `apply_rms_norm` or `apply_add_rms_norm` computes and records the gradient without the
-dispatcher: an operator that is implemented in Python costs three times as much to call.
+apply_rms_norm and apply_add_rms_norm compute and record past the dispatcher, which takes three
+times as long to call an operator that is implemented in Python.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _save_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.options = (eps, axis, weight_offset, partial)
 
 
-def _rms_norm_backward(ctx: Any, dy: Gradient, d_rstd: Gradient) -> tuple[Gradient, ...]:
+def _rms_norm_backward(ctx: Any, dy: Gradient, d_rstd: Gradient = None) -> tuple[Gradient, ...]:
     x, weight, bias, rstd = ctx.saved_tensors
     needs_dweight = weight is not None and ctx.needs_input_grad[1]
     dx = dweight = dbias = None
@@ -77,7 +77,7 @@ def _save_add_rms_norm(
 
 
 def _add_rms_norm_backward(
-    ctx: Any, dy: Gradient, d_residual: Gradient, d_rstd: Gradient
+    ctx: Any, dy: Gradient, d_residual: Gradient, d_rstd: Gradient = None
 ) -> tuple[Gradient, ...]:
     x, residual, weight, bias, rstd = ctx.saved_tensors
     needs_dweight = weight is not None and ctx.needs_input_grad[2]
@@ -149,21 +149,24 @@ def _register(
 ) -> Callable[..., Any]:
     """Makes an operator differentiable; returns the function that goes past the dispatcher.
 
-    The last argument of forward says how it is called: the dispatcher's key set, or None.
+    That one takes, behind the arguments of the operator, whether to return rstd, too: a result that
+    is recorded costs time.
+
     torch.library.register_autograd would do for reverse mode in eager calls, but its functions do
     not work under torch.func, and lose tangents of forward mode.
     """
     operator = getattr(torch.ops.rmsnorm, kernel.__name__).default
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        *inputs, keys = arguments
-        if keys is None:
+        inputs, how = arguments[:-1], arguments[-1]
+        if isinstance(how, bool):
             output = kernel(*inputs)
-        else:
-            # Without grad mode, in which forward runs, outer transforms of torch.func would not
-            # record the call.
-            with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
-                output = below_autograd(keys, *inputs)
+            save(ctx, inputs, output)
+            return output if how else output[0] if len(output) == 2 else output[:-1]
+        # Without grad mode, in which forward runs, outer transforms of torch.func would not record
+        # the call.
+        with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+            output = below_autograd(how, *inputs)
         save(ctx, inputs, output)
         return output
 
@@ -185,7 +188,8 @@ def _register(
         return below_autograd(keys, *inputs)
 
     operators.library.impl(kernel.__name__, autograd, "Autograd", with_keyset=True)
-    return lambda *inputs: function.apply(*inputs, None)
+    apply: Callable[..., Any] = function.apply
+    return apply
 
 
 apply_rms_norm = _register(operators.rms_norm, _save_rms_norm, _rms_norm_backward, formula.rms_norm)

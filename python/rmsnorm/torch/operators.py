@@ -50,7 +50,9 @@ def rms_norm(
     rounding: Rounding,
     partial: float,
     out_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    with_rstd: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
     return rmsnorm.rms_norm(
         x,
         weight,
@@ -61,7 +63,7 @@ def rms_norm(
         rounding=rounding,
         partial=partial,
         out_dtype=out_dtype,
-        return_rstd=True,
+        return_rstd=with_rstd,
     )
 
 
@@ -75,7 +77,9 @@ def add_rms_norm(
     weight_offset: float,
     rounding: Rounding,
     round_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    with_rstd: bool = True,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     return rmsnorm.add_rms_norm(
         x,
         residual,
@@ -86,7 +90,7 @@ def add_rms_norm(
         weight_offset=weight_offset,
         rounding=rounding,
         round_residual=round_residual,
-        return_rstd=True,
+        return_rstd=with_rstd,
     )
 
 
