@@ -86,9 +86,23 @@ def other_operation_digests():
                 yield f"add {dtype} {n} {round_residual}", digest(*results)
 
 
+def backward_digests():
+    rng = np.random.default_rng(23)
+    for dtype in DTYPES:
+        for weight_dtype in (dtype, floats.F32, floats.F16):
+            for rows, n in ((1, 1), (3, 8), (9, 33), (20, 257), (150, 31), (2, 4097)):
+                dy, x, extra = (cases.values(rng, (rows, n), dtype) for _ in "dxe")
+                weight = cases.values(rng, n, weight_dtype)
+                for options in ({}, {"partial": 0.3}, {"residual": extra}, {"d_residual": extra}):
+                    results = rmsnorm.rms_norm_backward(dy, x, weight, has_bias=True, **options)
+                    key = f"backward {dtype} {weight_dtype} {rows} {n} {list(options)}"
+                    yield key, digest(*results)
+
+
 def all_digests():
+    sources = (grid_digests, bit_pattern_digests, scaled_digests)
     with np.errstate(all="ignore"):
-        for source in (grid_digests, bit_pattern_digests, scaled_digests, other_operation_digests):
+        for source in (*sources, other_operation_digests, backward_digests):
             yield from source()
 
 

@@ -281,6 +281,8 @@ def call_variants():
         "array api": ((sx, x), lambda: rmsnorm.rms_norm(sx)),
         "add": ((x,), lambda: rmsnorm.add_rms_norm(x, x, return_rstd=True)),
         "mean_square": ((x,), lambda: rmsnorm.mean_square(x)),
+        "backward": ((x, weight), lambda: rmsnorm.rms_norm_backward(x, x, weight, has_bias=True)),
+        "torch backward": ((tx, tw), lambda: rmsnorm.rms_norm_backward(tx, tx, tw)),
         "error": (
             (x, out),
             lambda: pytest.raises(ValueError, rmsnorm.rms_norm, x, eps=-1.0, out=out),
@@ -307,7 +309,8 @@ def test_reference_counts(name):
 
 @needs_proc
 @pytest.mark.parametrize(
-    "name", ["numpy", "rstd", "bfloat16", "torch", "dlpack", "array api", "type error"]
+    "name",
+    ["numpy", "rstd", "bfloat16", "torch", "dlpack", "array api", "backward", "type error"],
 )
 def test_memory_does_not_grow(name):
     """100 000 calls (errors: 10 000); a leak of one 64-byte object in each would show as 6 MB."""

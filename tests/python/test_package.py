@@ -94,6 +94,7 @@ def test_an_isa_that_does_not_exist(isa):
         lambda: rmsnorm.add_rms_norm(x, x, out=out),
         lambda: rmsnorm.mean_square(x),
         lambda: rmsnorm.rms_norm_apply(x, x[:, 0].copy(), out=out),
+        lambda: rmsnorm.rms_norm_backward(x, x, dx_out=out),
     ]
     for call in calls:
         try:
@@ -105,7 +106,7 @@ def test_an_isa_that_does_not_exist(isa):
     result = python("-c", textwrap.dedent(code), RMSNORM_ISA=isa)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.strip().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         assert "RMSNORM_ISA" in line and isa in line
         for available in rmsnorm.info()["cpu_isas"]:
@@ -129,7 +130,7 @@ def test_import_brings_no_framework():
 
 def test_everything_public_is_documented():
     for name in (
-        *("rms_norm", "add_rms_norm", "mean_square", "rms_norm_apply"),
+        *("rms_norm", "add_rms_norm", "mean_square", "rms_norm_apply", "rms_norm_backward"),
         *("variant", "info", "set_num_threads", "get_num_threads"),
     ):
         assert len(getattr(rmsnorm, name).__doc__) > 80, name
@@ -152,6 +153,9 @@ z, rstd = rmsnorm.rms_norm(x, return_rstd=True)
 t, total = rmsnorm.add_rms_norm(torch.ones(2, 8), torch.ones(2, 8), out=None)
 m = rmsnorm.mean_square(x)
 w = rmsnorm.rms_norm_apply(x, m, None, eps=1e-5)
+dx, dweight, dbias = rmsnorm.rms_norm_backward(y, x, x[0], rstd, dx_out=y)
+four = rmsnorm.rms_norm_backward(y, x, mean_square=m)
+d_mean_square = four[3] + 1
 options: dict[str, Any] = dict(rmsnorm.variant("llama"))
 rmsnorm.rms_norm(x, **options)
 rmsnorm.set_num_threads(2)
@@ -170,6 +174,8 @@ WRONG_LINES = [
     "rmsnorm.variant(3)",
     "rmsnorm.add_rms_norm(x)",
     "rmsnorm.no_such_function(x)",
+    "rmsnorm.rms_norm_backward(x)",
+    "rmsnorm.rms_norm_backward(x, x, x[0], None, 1e-6)",
 ]
 
 

@@ -43,6 +43,18 @@ def apply_call():
     }
 
 
+def backward_call():
+    return {
+        "dy": np.ones((3, 8), F32),
+        "x": np.ones((3, 8), F32),
+        "weight": np.ones(8, F32),
+        "rstd": np.ones(3, F32),
+        "dx_out": np.full((3, 8), 7, F32),
+        "dweight_out": np.full(8, 7, F32),
+        "dbias_out": np.full(8, 7, F32),
+    }
+
+
 def with_flags(array, writeable):
     array.flags.writeable = writeable
     return array
@@ -77,6 +89,20 @@ def both_outputs_one_array():
 def both_outputs_are_x():
     memory = np.ones((3, 8), F32)
     return {"x": memory, "out": memory, "residual_out": memory}
+
+
+def backward_halves(name, offset):
+    """dx_out and another array in one piece of memory, `offset` elements apart."""
+    memory = np.ones(100, F32)
+    return {
+        name: memory[:24].reshape(3, 8),
+        "dx_out": memory[offset : offset + 24].reshape(3, 8),
+    }
+
+
+def shared_with_dx(name, shape):
+    memory = np.ones((3, 8), F32)
+    return {"dx_out": memory, name: memory.reshape(-1)[: int(np.prod(shape))].reshape(shape)}
 
 
 SUPPORTED = r"float16.*bfloat16.*float32.*float64"
@@ -396,11 +422,198 @@ TABLE = {
     "both outputs are x": ("add", both_outputs_are_x(), ValueError, r"out\b.*overlap.*out"),
 }
 
+TABLE.update(
+    {
+        "list as dy": ("backward", {"dy": [1.0]}, TypeError, r"^dy\b.*list"),
+        "None as dy": ("backward", {"dy": None}, TypeError, r"^dy\b.*None"),
+        "missing dy": ("backward", {"dy": ...}, TypeError, r"\bdy\b|incompatible"),
+        "float as d_residual": (
+            "backward",
+            {"d_residual": 0.5},
+            TypeError,
+            r"^d_residual\b.*float",
+        ),
+        "int dy": (
+            "backward",
+            {"dy": np.ones((3, 8), int)},
+            TypeError,
+            rf"^dy\b.*{SUPPORTED}.*int64",
+        ),
+        "int dx_out": (
+            "backward",
+            {"dx_out": np.ones((3, 8), int)},
+            TypeError,
+            r"^dx_out\b.*int64",
+        ),
+        "f16 rstd": (
+            "backward",
+            {"rstd": np.ones(3, F16)},
+            TypeError,
+            r"^rstd\b.*float32.*float64.*float16",
+        ),
+        "bf16 mean_square of backward": (
+            "backward",
+            {"mean_square": np.ones(3, BF16)},
+            TypeError,
+            r"^mean_square\b.*float32.*float64.*bfloat16",
+        ),
+        "dy of other shape": (
+            "backward",
+            {"dy": np.ones((3, 7), F32)},
+            ValueError,
+            r"^dy\b.*\(3, 8\).*\(3, 7\)",
+        ),
+        "dy that would broadcast": (
+            "backward",
+            {"dy": np.ones((1, 8), F32)},
+            ValueError,
+            r"^dy\b.*\(3, 8\).*\(1, 8\)",
+        ),
+        "d_residual of other shape": (
+            "backward",
+            {"d_residual": np.ones(8, F32)},
+            ValueError,
+            r"^d_residual\b.*\(3, 8\).*\(8,\)",
+        ),
+        "rstd kept in two dimensions": (
+            "backward",
+            {"rstd": np.ones((3, 1), F32)},
+            ValueError,
+            r"^rstd\b.*\(3,\).*\(3, 1\)",
+        ),
+        "weight of backward too short": (
+            "backward",
+            {"weight": np.ones(7, F32), "dweight_out": None},
+            ValueError,
+            r"^weight\b.*\(8,\).*\(7,\)",
+        ),
+        "dweight_out of other shape": (
+            "backward",
+            {"dweight_out": np.full((1, 8), 7, F32)},
+            ValueError,
+            r"^dweight_out\b.*\(8,\) for weight of shape \(8,\).*\(1, 8\)",
+        ),
+        "dbias_out too long": (
+            "backward",
+            {"dbias_out": np.full(9, 7, F32)},
+            ValueError,
+            r"^dbias_out\b.*\(8,\).*\(9,\)",
+        ),
+        "dx_out of other shape": (
+            "backward",
+            {"dx_out": np.full((8, 3), 7, F32)},
+            ValueError,
+            r"^dx_out\b.*\(3, 8\).*\(8, 3\)",
+        ),
+        "dweight_out without weight": (
+            "backward",
+            {"weight": None},
+            ValueError,
+            r"^dweight_out\b.*without weight",
+        ),
+        "dweight_out that is not needed": (
+            "backward",
+            {"needs_dweight": False},
+            ValueError,
+            r"^dweight_out\b.*needs_dweight",
+        ),
+        "offset of backward without weight": (
+            "backward",
+            {"weight": None, "dweight_out": None, "weight_offset": 1.0},
+            ValueError,
+            r"^weight_offset\b.*weight",
+        ),
+        "partial with mean_square": (
+            "backward",
+            {"mean_square": np.ones(3, F32), "partial": 0.5},
+            ValueError,
+            r"^partial\b.*0\.5.*mean_square",
+        ),
+        "axis of backward": ("backward", {"axis": 2}, ValueError, r"^axis\b.*got 2"),
+        "eps of backward": ("backward", {"eps": -1.0}, ValueError, r"^eps\b.*-1"),
+        "rounding of backward": (
+            "backward",
+            {"rounding": "up"},
+            ValueError,
+            r"^rounding\b.*once.*up",
+        ),
+        "has_bias as number": ("backward", {"has_bias": 1}, TypeError, r"^has_bias\b.*int"),
+        "needs_dweight as None": (
+            "backward",
+            {"needs_dweight": None},
+            TypeError,
+            r"^needs_dweight\b.*None",
+        ),
+        "bias of backward": (
+            "backward",
+            {"bias": np.ones(8, F32)},
+            TypeError,
+            r"bias|incompatible",
+        ),
+        "stream of backward": ("backward", {"stream": 0}, ValueError, r"^stream: was given"),
+        "read-only dx_out": (
+            "backward",
+            {"dx_out": with_flags(np.full((3, 8), 7, F32), False)},
+            ValueError,
+            r"^dx_out\b.*(read-only|writ)",
+        ),
+        "read-only dbias_out": (
+            "backward",
+            {"dbias_out": with_flags(np.full(8, 7, F32), False)},
+            ValueError,
+            r"^dbias_out\b.*(read-only|writ)",
+        ),
+        "broadcast dweight_out": (
+            "backward",
+            {"dweight_out": np.lib.stride_tricks.as_strided(np.full(1, 7, F32), (8,), (0,))},
+            ValueError,
+            r"^dweight_out\b.*share",
+        ),
+        "dx_out one row behind dy": (
+            "backward",
+            backward_halves("dy", 8),
+            ValueError,
+            r"^dx_out\b.*overlap.*\bdy\b",
+        ),
+        "dx_out in x's last element": (
+            "backward",
+            backward_halves("x", 23),
+            ValueError,
+            r"^dx_out\b.*overlap.*\bx\b",
+        ),
+        "dx_out over weight": (
+            "backward",
+            shared_with_dx("weight", (8,)),
+            ValueError,
+            r"^dx_out\b.*overlap.*weight",
+        ),
+        "dx_out over rstd": (
+            "backward",
+            shared_with_dx("rstd", (3,)),
+            ValueError,
+            r"^dx_out\b.*overlap.*rstd",
+        ),
+        "dx_out over dbias_out": (
+            "backward",
+            shared_with_dx("dbias_out", (8,)),
+            ValueError,
+            r"_out\b.*overlap.*_out",
+        ),
+        "dweight_out is weight": (
+            "backward",
+            dict.fromkeys(("weight", "dweight_out"), np.ones(8, F32)),
+            ValueError,
+            r"^dweight_out\b.*overlap.*weight",
+        ),
+    }
+)
+
 CALLS = {
     "rms_norm": (rms_norm_call, rmsnorm.rms_norm),
     "add": (add_call, rmsnorm.add_rms_norm),
     "mean_square": (mean_square_call, rmsnorm.mean_square),
     "apply": (apply_call, rmsnorm.rms_norm_apply),
+    "backward": (backward_call, rmsnorm.rms_norm_backward),
 }
 
 
@@ -408,6 +621,4 @@ def arranged(operation, changes):
     make, function = CALLS[operation]
     arguments = {**make(), **changes}
     arguments = {k: v for k, v in arguments.items() if v is not ...}
-    if changes.get("x", "") is None:
-        arguments["x"] = None
     return function, arguments
