@@ -29,7 +29,9 @@ void refuse_lost_tangent(nb::handle source, const char* name) {
   nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(source);
   if (nb::getattr(dual, "tangent").is_none()) return;
   raise(PyExc_RuntimeError,
-        "%s: carries a forward-mode tangent, which would be lost; pass the primal", name);
+        "%s: carries a forward-mode tangent, which would be lost; pass the primal, or call "
+        "rmsnorm.torch, whose operators have tangents",
+        name);
 }
 
 bool is_torch(const ArrayView& view) {

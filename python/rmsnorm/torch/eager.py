@@ -14,21 +14,22 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
 
 
-def is_eager(*tensors: Tensor | None) -> bool:
+def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
     """True where nobody but autograd has to hear of an operation on the tensors.
 
     Those who have to: the tracers of torch.compile, torch.export, torch.fx and torch.jit,
     transforms of torch.func, forward-mode derivatives, dispatch modes, and subclasses of Tensor.
+    Meta tensors have nothing to compute with.
     """
     if is_dynamo_compiling() or _dispatch_modes() or _transforms_active() or _is_tracing():
         return False
     if forward_ad._current_level >= 0:
         return False
-    for tensor in tensors:
+    for tensor in (x, *tensors):
         kind = type(tensor)
         if kind is not Tensor and kind is not Parameter and tensor is not None:
             return False
-    return True
+    return not x.is_meta
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:

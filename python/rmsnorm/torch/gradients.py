@@ -33,7 +33,9 @@ def _gradients(
 ) -> tuple[Tensor, Gradient, Gradient]:
     """dx, dweight and dbias; None for the last two where they are not needed."""
     arguments = (dy, x, residual, weight, bias, rstd, d_residual, *options, needs_dweight)
-    if not torch.is_grad_enabled() and is_eager(*arguments[:7]):
+    # Without storage: a batch of gradients, from torch.autograd.grad(..., is_grads_batched=True).
+    recorded = torch.is_grad_enabled() or not torch._C._has_storage(dy)
+    if not recorded and is_eager(*arguments[:7]):
         return operators.gradients(*arguments)
     dx, dweight, dbias = torch.ops.rmsnorm.rms_norm_backward(*arguments)
     return dx, dweight if needs_dweight else None, None if bias is None else dbias

@@ -7,8 +7,12 @@ in batching.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 import rmsnorm
 
@@ -168,9 +172,21 @@ def rms_norm_backward(
     return without_none(x, dx, dweight, dbias)
 
 
+def _implement(kernel: Callable[..., Any]) -> None:
+    def on_plain_tensors(*arguments: Any) -> Any:
+        # Subclasses have had their say when a call comes here.
+        return kernel(*(_plain(a) if isinstance(a, Tensor) else a for a in arguments))
+
+    for backend in ("CPU", "CUDA"):
+        library.impl(kernel.__name__, on_plain_tensors, backend)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)
+
+
 for _kernel in (rms_norm, add_rms_norm, rms_norm_backward):
-    for _backend in ("CPU", "CUDA"):
-        library.impl(_kernel.__name__, _kernel, _backend)
+    _implement(_kernel)
 
 
 def _require_shapes(

@@ -1,0 +1,179 @@
+"""rmsnorm.torch.rms_norm and add_rms_norm: values, defaults, errors, the module."""
+
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import rmsnorm
+import rmsnorm.torch
+import torch
+from torch.nn import functional
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def sample(shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def same(a, b):
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_import_of_the_package_does_not_import_torch():
+    code = "import sys, rmsnorm; assert 'torch' not in sys.modules; import rmsnorm.torch"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("weight", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("eps", [None, 1e-3])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_as_torch(dtype, weight, eps):
+    """Dtype of the result, default eps, and values within two units in the last place."""
+    x = sample((5, 3, 40), dtype) * 1e-4  # at which eps decides
+    w = None if weight is None else sample((40,), weight, 1)
+    y = rmsnorm.torch.rms_norm(x, (40,), w, eps)
+    expected = functional.rms_norm(x, (40,), w, eps)
+    assert y.dtype == expected.dtype and y.shape == expected.shape and y.is_contiguous()
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance / 100)
+
+
+@pytest.mark.parametrize("normalized", [40, (40,), [40], torch.Size([40]), (3, 40), (5, 3, 40)])
+def test_normalized_shape(normalized):
+    x = sample((5, 3, 40), torch.float64)
+    shape = (normalized,) if isinstance(normalized, int) else tuple(normalized)
+    weight = sample(shape, torch.float64, 1)
+    y = rmsnorm.torch.rms_norm(x, normalized, weight)
+    torch.testing.assert_close(y, functional.rms_norm(x, shape, weight), rtol=1e-14, atol=1e-15)
+    total, residual = rmsnorm.torch.add_rms_norm(x, x, normalized, weight)
+    expected = functional.rms_norm(x + x, shape, weight)
+    torch.testing.assert_close(total, expected, rtol=1e-14, atol=1e-15)
+    assert torch.equal(residual, x + x)
+
+
+@pytest.mark.parametrize("rounding", ["once", "before_weight", "rstd"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_options_are_those_of_the_array_functions(rounding, requires_grad):
+    x, w, b = (sample(s, torch.bfloat16, i) for i, s in enumerate(((4, 40), (40,), (40,))))
+    r = sample((4, 40), torch.float32, 4)
+    options = {"weight_offset": 1.0, "rounding": rounding}
+    expected = rmsnorm.rms_norm(x, w, b, eps=1e-5, out_dtype="float32", **options)
+    sums = rmsnorm.add_rms_norm(x, r, w, b, eps=1e-5, round_residual=False, **options)
+    leaf = x.clone().requires_grad_(requires_grad)
+    y = rmsnorm.torch.rms_norm(leaf, 40, w, 1e-5, bias=b, out_dtype=torch.float32, **options)
+    assert same(y, expected) and y.requires_grad == requires_grad
+    results = rmsnorm.torch.add_rms_norm(
+        leaf, r, 40, w, 1e-5, bias=b, round_residual=False, **options
+    )
+    for a, e in zip(results, sums):
+        assert same(a, e) and a.requires_grad == requires_grad
+
+
+def test_weights_that_broadcast():
+    x, w = sample((3, 4, 40)), sample((3, 1, 40), seed=1)
+    assert same(rmsnorm.torch.rms_norm(x, 40, w, 1e-5), rmsnorm.rms_norm(x, w, eps=1e-5))
+
+
+@pytest.mark.parametrize(
+    "arguments, exception, message",
+    [
+        (([[1.0]], 1), TypeError, r"^input: expected a torch.Tensor, got list"),
+        ((torch.ones(2, 8), 7), ValueError, r"^normalized_shape: .*\(2, 8\).*\(7,\)"),
+        ((torch.ones(2, 8), ()), ValueError, r"^normalized_shape"),
+        ((torch.ones(2, 8), (1, 2, 8)), ValueError, r"^normalized_shape"),
+        ((torch.ones(2, 8), 8, [1.0] * 8), TypeError, r"^weight: expected a torch.Tensor"),
+        ((torch.ones(2, 8), 8, torch.ones(7)), ValueError, r"^weight: expected shape \(8,\)"),
+        ((torch.ones(2, 8), 8, None, -1.0), ValueError, r"^eps: "),
+        ((torch.ones(2, 8, dtype=torch.int32), 8), TypeError, r"^x: .*int32"),
+        ((torch.ones(2, 8, requires_grad=True), 8, torch.ones(7)), ValueError, r"^weight"),
+        ((torch.ones(2, 8, requires_grad=True), 8, None, -1.0), ValueError, r"^eps"),
+    ],
+)
+def test_wrong_calls(arguments, exception, message):
+    with pytest.raises(exception, match=message):
+        rmsnorm.torch.rms_norm(*arguments)
+
+
+def test_wrong_options():
+    x = torch.ones(2, 8)
+    for options, message in (
+        ({"weight_offset": 1.0}, "weight_offset"),
+        ({"rounding": "up"}, "rounding"),
+        ({"bias": torch.ones(3)}, "bias"),
+        ({"out_dtype": torch.int8}, "out_dtype"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{message}: "):
+            rmsnorm.torch.rms_norm(x, 8, **options)
+    with pytest.raises(ValueError, match=r"^residual: expected shape \(2, 8\)"):
+        rmsnorm.torch.add_rms_norm(x, torch.ones(1, 8), 8)
+
+
+# The module.
+
+
+@pytest.mark.parametrize("shape", [40, (3, 40)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_module_as_torch(shape, affine):
+    theirs = torch.nn.RMSNorm(shape, 1e-5, affine)
+    ours = rmsnorm.torch.RMSNorm(shape, 1e-5, affine)
+    if affine:
+        torch.nn.init.normal_(theirs.weight)
+    assert ours.load_state_dict(theirs.state_dict()) is not None
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = sample((5, 3, 40))
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert repr(ours) == repr(theirs)
+
+
+def test_module_options():
+    norm = rmsnorm.torch.RMSNorm(
+        40, bias=True, weight_offset=1.0, rounding="before_weight", dtype=torch.bfloat16
+    )
+    assert norm.eps is None and norm.normalized_shape == (40,)
+    assert torch.equal(norm.weight, torch.zeros(40)) and torch.equal(norm.bias, torch.zeros(40))
+    assert norm.weight.dtype == norm.bias.dtype == torch.bfloat16
+    assert list(norm.state_dict()) == ["weight", "bias"]
+    assert repr(norm).endswith("bias=True, weight_offset=1.0, rounding='before_weight')")
+    x = sample((4, 40), torch.bfloat16)
+    eps = torch.finfo(torch.float32).eps
+    assert same(norm(x), rmsnorm.rms_norm(x, eps=eps))
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    expected = rmsnorm.rms_norm(
+        x,
+        norm.weight.detach(),
+        norm.bias.detach(),
+        eps=eps,
+        **rmsnorm.variant("llama"),
+        weight_offset=1.0,
+    )
+    assert same(norm(x), expected)
+    norm.reset_parameters()
+    assert not norm.weight.any() and not norm.bias.any()
+    for options in ({"bias": True}, {"weight_offset": 1.0}):
+        with pytest.raises(ValueError, match=r"elementwise_affine=False"):
+            rmsnorm.torch.RMSNorm(40, elementwise_affine=False, **options)
+
+
+def test_module_is_an_ordinary_one():
+    norm = rmsnorm.torch.RMSNorm(40, device="meta", dtype=torch.float16)
+    assert norm.weight.is_meta and norm.weight.dtype == torch.float16
+    norm = rmsnorm.torch.RMSNorm(40)
+    x = sample((4, 40))
+    twin = copy.deepcopy(norm).double()
+    assert twin(x.double()).dtype == torch.float64
+    buffer = io.BytesIO()
+    torch.save(norm, buffer)
+    buffer.seek(0)
+    assert same(torch.load(buffer, weights_only=False)(x), norm(x))
+    optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
+    before = norm.weight.detach().clone()
+    norm(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(norm.weight, before)
