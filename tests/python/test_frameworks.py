@@ -276,6 +276,10 @@ def call_variants():
         "rstd": ((x, weight), lambda: rmsnorm.rms_norm(x, weight, return_rstd=True)),
         "bfloat16": ((bx,), lambda: rmsnorm.rms_norm(bx)),
         "torch": ((tx, tw), lambda: rmsnorm.rms_norm(tx, tw)),
+        "torch recorded": (
+            (tx, tw),
+            lambda: rmsnorm.rms_norm(tx.detach().requires_grad_(), tw).sum().backward(),
+        ),
         "jax": ((jx,), lambda: rmsnorm.rms_norm(jx)),
         "dlpack": ((dx, x, out), lambda: rmsnorm.rms_norm(dx, out=out)),
         "array api": ((sx, x), lambda: rmsnorm.rms_norm(sx)),

@@ -1,17 +1,19 @@
-"""The README's programs, as they stand there, and the consumer project built from the wheel."""
+"""The programs of the README and of docs/torch.md, and the consumer project built from the wheel."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def blocks(language):
-    text = (ROOT / "README.md").read_text()
+def blocks(language, page="README.md"):
+    text = (ROOT / page).read_text()
     found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-    assert found, f"README has no {language}"
+    assert found, f"{page} has no {language}"
     return found
 
 
@@ -20,8 +22,9 @@ def path_from_package(option):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_python():
-    for code in blocks("python"):
+@pytest.mark.parametrize("page", ["README.md", "docs/torch.md"])
+def test_python(page):
+    for code in blocks("python", page):
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
