@@ -145,6 +145,7 @@ from typing import Any
 
 import numpy as np
 import rmsnorm
+import rmsnorm.torch
 import torch
 
 x = np.ones((2, 8), np.float32)
@@ -156,6 +157,9 @@ w = rmsnorm.rms_norm_apply(x, m, None, eps=1e-5)
 dx, dweight, dbias = rmsnorm.rms_norm_backward(y, x, x[0], rstd, dx_out=y)
 four = rmsnorm.rms_norm_backward(y, x, mean_square=m)
 d_mean_square = four[3] + 1
+norm = rmsnorm.torch.RMSNorm((2, 8), 1e-5, bias=True, rounding="rstd")
+normed: torch.Tensor = rmsnorm.torch.rms_norm(norm(t), 8, weight=norm.weight)
+both: tuple[torch.Tensor, torch.Tensor] = rmsnorm.torch.add_rms_norm(t, t, (8,), eps=None)
 options: dict[str, Any] = dict(rmsnorm.variant("llama"))
 rmsnorm.rms_norm(x, **options)
 rmsnorm.set_num_threads(2)

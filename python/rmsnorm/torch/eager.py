@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -32,5 +34,5 @@ def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
     return not x.is_meta
 
 
-def requires_grad(*tensors: Tensor | None) -> bool:
-    return torch._C._any_requires_grad(*tensors) and torch.is_grad_enabled()
+def requires_grad(*arguments: Any) -> bool:
+    return torch._C._any_requires_grad(*arguments) and torch.is_grad_enabled()

@@ -15,7 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import formula, operators
-from .eager import is_eager
+from .eager import is_eager, requires_grad
 
 Gradient = Tensor | None
 
@@ -165,16 +165,22 @@ def _register(
             output = kernel(*inputs)
             save(ctx, inputs, output)
             return output if how else output[0] if len(output) == 2 else output[:-1]
-        # Without grad mode, in which forward runs, outer transforms of torch.func would not record
-        # the call.
-        with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+        if torch._C._are_functorch_transforms_active():
+            # In forward grad mode is off, and outer transforms would not record the call.
+            with torch.enable_grad():
+                output = below_autograd(how, *inputs)
+        else:
             output = below_autograd(how, *inputs)
         save(ctx, inputs, output)
         return output
 
     def below_autograd(keys: Any, *inputs: Any) -> Any:
+        rest = keys & torch._C._after_autograd_keyset
+        if rest.highestPriorityTypeId() in operators.BACKENDS:
+            # Where the dispatcher would come, in half of the time.
+            return operators.on_plain_tensors(kernel, *inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            return operator.redispatch(rest, *inputs)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     # torch.autograd.Function is this class and, in Python, a way around it for transforms of
@@ -184,10 +190,12 @@ def _register(
     def autograd(keys: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
             return by_formula(*inputs)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        if not requires_grad(*inputs):
+            return below_autograd(keys, *inputs)
+        if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
                 return function.apply(*inputs, keys)
-        return below_autograd(keys, *inputs)
+        return function.apply(*inputs, keys)
 
     operators.library.impl(kernel.__name__, autograd, "Autograd", with_keyset=True)
     apply: Callable[..., Any] = function.apply

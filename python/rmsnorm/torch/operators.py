@@ -8,6 +8,7 @@ in batching.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,21 +173,22 @@ def rms_norm_backward(
     return without_none(x, dx, dweight, dbias)
 
 
-def _implement(kernel: Callable[..., Any]) -> None:
-    def on_plain_tensors(*arguments: Any) -> Any:
-        # Subclasses have had their say when a call comes here.
-        return kernel(*(_plain(a) if isinstance(a, Tensor) else a for a in arguments))
+BACKENDS = (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 
-    for backend in ("CPU", "CUDA"):
-        library.impl(kernel.__name__, on_plain_tensors, backend)
+
+def on_plain_tensors(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a kernel for the dispatcher: subclasses of Tensor have had their say."""
+    return kernel(*(_plain(a) if isinstance(a, Tensor) else a for a in arguments))
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor if type(tensor) in (Tensor, Parameter) else tensor.as_subclass(Tensor)
+    kind = type(tensor)
+    return tensor if kind is Tensor or kind is Parameter else tensor.as_subclass(Tensor)
 
 
 for _kernel in (rms_norm, add_rms_norm, rms_norm_backward):
-    _implement(_kernel)
+    for _backend in BACKENDS:
+        library.impl(_kernel.__name__, partial(on_plain_tensors, _kernel), _backend.name)
 
 
 def _require_shapes(
