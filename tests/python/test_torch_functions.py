@@ -83,6 +83,7 @@ def test_weights_that_broadcast():
     "arguments, exception, message",
     [
         (([[1.0]], 1), TypeError, r"^input: expected a torch.Tensor, got list"),
+        ((None, 1), TypeError, r"^input: expected a torch.Tensor, got NoneType"),
         ((torch.ones(2, 8), 7), ValueError, r"^normalized_shape: .*\(2, 8\).*\(7,\)"),
         ((torch.ones(2, 8), ()), ValueError, r"^normalized_shape"),
         ((torch.ones(2, 8), (1, 2, 8)), ValueError, r"^normalized_shape"),
@@ -109,6 +110,8 @@ def test_wrong_options():
     ):
         with pytest.raises((TypeError, ValueError), match=rf"^{message}: "):
             rmsnorm.torch.rms_norm(x, 8, **options)
+    with pytest.raises(TypeError, match=r"^residual: expected a torch.Tensor, got NoneType"):
+        rmsnorm.torch.add_rms_norm(x, None, 8)
     with pytest.raises(ValueError, match=r"^residual: expected shape \(2, 8\)"):
         rmsnorm.torch.add_rms_norm(x, torch.ones(1, 8), 8)
 

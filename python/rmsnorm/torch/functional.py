@@ -15,10 +15,16 @@ _SINGLE_EPS = torch.finfo(torch.float32).eps
 _DOUBLE_EPS = torch.finfo(torch.float64).eps
 
 
-def _require_tensors(**tensors: object) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+def _require_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+
+
+def _require_parameters(weight: object, bias: object) -> None:
+    if weight is not None:
+        _require_tensor("weight", weight)
+    if bias is not None:
+        _require_tensor("bias", bias)
 
 
 def _axis_and_eps(
@@ -87,7 +93,8 @@ def rms_norm(
             out_dtype=out_dtype,
         )
         return overridden
-    _require_tensors(input=input, weight=weight, bias=bias)
+    _require_tensor("input", input)
+    _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
     y: Tensor = dispatch.rms_norm(
         False, input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
@@ -139,7 +146,9 @@ def add_rms_norm(
             round_residual=round_residual,
         )
         return overridden
-    _require_tensors(input=input, residual=residual, weight=weight, bias=bias)
+    _require_tensor("input", input)
+    _require_tensor("residual", residual)
+    _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
     results: tuple[Tensor, Tensor] = dispatch.add_rms_norm(
         False, input, residual, weight, bias, eps, axis, weight_offset, rounding, round_residual
