@@ -51,15 +51,13 @@ nb::handle or_none(const ArrayView& view) {
 }  // namespace
 
 bool is_differentiable(const Call& call, nb::handle stream) {
-  bool requires_grad = false, takes_all = stream.is_none();
-  for (const Argument argument : call.array_arguments()) {
-    const ArrayView& view = *call.array(argument);
-    if (!view.present()) continue;
-    const bool is_result = argument == Argument::y || argument == Argument::residual_out;
-    requires_grad = requires_grad || view.requires_grad;
-    takes_all = takes_all && is_torch(view) && !is_result;
-  }
-  return requires_grad && takes_all;
+  const bool requires_grad = call.x.requires_grad || call.residual.requires_grad ||
+                             call.weight.requires_grad || call.bias.requires_grad;
+  if (!requires_grad || !stream.is_none() || call.y.present() || call.residual_out.present())
+    return false;
+  for (const ArrayView* view : {&call.x, &call.residual, &call.weight, &call.bias})
+    if (view->present() && !is_torch(*view)) return false;
+  return true;
 }
 
 nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <rmsnorm/contract.hpp>
 
 #include "array_view.hpp"
@@ -18,6 +19,15 @@ struct Gradients {
   ArrayView dbias;
   ArrayView d_mean_square;
 };
+
+// The arguments that a caller gives arrays for.
+constexpr Argument forward_arguments[] = {
+    Argument::x,           Argument::residual, Argument::weight,      Argument::bias,
+    Argument::mean_square, Argument::y,        Argument::residual_out};
+constexpr Argument backward_arguments[] = {
+    Argument::x,       Argument::dy,          Argument::residual,   Argument::weight,
+    Argument::rstd,    Argument::mean_square, Argument::d_residual, Argument::dx,
+    Argument::dweight, Argument::dbias};
 
 struct ArgumentRange {
   const Argument* first;
@@ -53,8 +63,10 @@ struct Call {
     return const_cast<ArrayView*>(static_cast<const Call*>(this)->array(argument));
   }
 
-  // The arguments that a caller gives arrays for.
-  ArgumentRange array_arguments() const;
+  ArgumentRange array_arguments() const {
+    if (gradients != nullptr) return {std::begin(backward_arguments), std::end(backward_arguments)};
+    return {std::begin(forward_arguments), std::end(forward_arguments)};
+  }
 
   // The argument's name in Python.
   const char* python_name(Argument argument) const;

@@ -47,11 +47,17 @@ std::int64_t elements_per_row(const ArrayView& x, int first_axis) {
 // cache and statistics are one number a row.
 double bytes_moved(const Call& call) {
   std::int64_t bytes = 0;
-  for (const Argument argument :
-       {Argument::x, Argument::residual, Argument::y, Argument::residual_out, Argument::dy,
-        Argument::d_residual, Argument::dx}) {
-    const ArrayView* view = call.array(argument);
-    if (view != nullptr && view->present()) bytes += size_in_bytes(view->dtype);
+  const auto add = [&](const ArrayView& view) {
+    if (view.present()) bytes += size_in_bytes(view.dtype);
+  };
+  add(call.x);
+  add(call.residual);
+  add(call.y);
+  add(call.residual_out);
+  if (call.gradients != nullptr) {
+    add(call.gradients->dy);
+    add(call.gradients->d_residual);
+    add(call.gradients->dx);
   }
   return static_cast<double>(bytes) * element_count(call.x);
 }
