@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -39,3 +40,33 @@ def test_llama_generation_reports_disagreement(monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / "llama_generation.py"), run_name="__main__")
     assert stopped.value.code == 1
     assert "DIFFER" in capsys.readouterr().out
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Runs a small training; returns its result and the plot's path."""
+    for package in ("torch", "matplotlib", "rich"):
+        pytest.importorskip(package)
+
+    def run_training(*arguments):
+        plot = tmp_path / "curves.png"
+        size = ("--width", "32", "--layers", "2")
+        return run("train_language_model.py", *size, "--plot", str(plot), *arguments), plot
+
+    return run_training
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_train_language_model(train, dtype):
+    result, plot = train("--steps", "30", "--dtype", dtype)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^curves within 5 times the noise of \S+: yes$", result.stdout, re.M)
+    assert re.search(r"^losses below \S+, that of frequencies: yes$", result.stdout, re.M)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_language_model_reports_disagreement(train):
+    """With an eps that is not the original's the curves part, and the exit status says so."""
+    result, _ = train("--steps", "10", "--eps-factor", "1000")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(r"^curves within 5 times the noise of \S+: NO$", result.stdout, re.M)
