@@ -46,7 +46,7 @@ CONTEXT = 96  # characters, some three sentences
 BATCH = 16
 LEARNING_RATE = 3e-3
 EPS = 1e-5
-# One perturbation is one sample: in bfloat16 that of one seed deviates by 1.8e-3, of another by 8.7e-3.
+# One perturbation is one sample: in 30 steps of bfloat16, width 32, three seeds gave 1.8e-3 to 8.7e-3.
 NOISE_FACTOR = 5.0
 
 
@@ -287,12 +287,19 @@ def default_device():
     return "cuda" if on_gpu else "cpu"
 
 
+def positive(text):
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {value}")
+    return value
+
+
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--width", type=int, default=64, help=f"a multiple of {HEAD_SIZE}")
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--steps", type=positive, default=250)
+    parser.add_argument("--width", type=positive, default=64, help=f"a multiple of {HEAD_SIZE}")
+    parser.add_argument("--layers", type=positive, default=3)
     parser.add_argument("--qk-norm", action=switch, default=True, help="norms of queries and keys")
     parser.add_argument(
         "--tied", action=switch, default=True, help="embedding and head share weights"
@@ -301,19 +308,21 @@ def parse_options():
         "--dtype", choices=DTYPES, default="float32", help="of weights and activations"
     )
     parser.add_argument("--seed", type=int, default=0, help="of text, weights and batches")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of rmsnorm, each")
+    parser.add_argument("--threads", type=positive, default=1, help="of torch and of rmsnorm, each")
     parser.add_argument(
         "--eps-factor",
         type=float,
         default=1.0,
         help="multiply this library's eps by this, to see a disagreement",
     )
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument(
+        "--device", default=default_device(), help="default: cuda where torch and rmsnorm have it"
+    )
     parser.add_argument(
         "--plot", metavar="FILE", default="training_curves.png", help="PNG, SVG or PDF"
     )
     options = parser.parse_args()
-    if options.width % HEAD_SIZE or options.width <= 0:
+    if options.width % HEAD_SIZE:
         parser.error(f"--width: expected a multiple of {HEAD_SIZE}, got {options.width}")
     return options
 

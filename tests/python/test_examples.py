@@ -60,8 +60,8 @@ def train(tmp_path):
 def test_train_language_model(train, dtype):
     result, plot = train("--steps", "30", "--dtype", dtype)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"^curves within 5 times the noise of \S+: yes$", result.stdout, re.M)
-    assert re.search(r"^losses below \S+, that of frequencies: yes$", result.stdout, re.M)
+    assert re.search(r"\ncurves within 5 times the noise of \S+: yes\n", result.stdout)
+    assert re.search(r"\nlosses below \S+, that of frequencies: yes\n", result.stdout)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -69,4 +69,4 @@ def test_train_language_model_reports_disagreement(train):
     """With an eps that is not the original's the curves part, and the exit status says so."""
     result, _ = train("--steps", "10", "--eps-factor", "1000")
     assert result.returncode == 1, result.stdout + result.stderr
-    assert re.search(r"^curves within 5 times the noise of \S+: NO$", result.stdout, re.M)
+    assert re.search(r"\ncurves within 5 times the noise of \S+: NO\n", result.stdout)
