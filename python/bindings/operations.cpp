@@ -11,7 +11,7 @@
 #include "parameters.hpp"
 #include "placement.hpp"
 #include "results.hpp"
-#include "threads.hpp"
+#include "steps.hpp"
 #include "workspace.hpp"
 
 namespace rmsnorm::python {
@@ -29,37 +29,6 @@ void require_axis(const Call& call) {
   if (call.x.rank == 0) raise_status({Code::invalid_rank, Argument::x}, call);
   if (call.axis < -call.x.rank || call.axis >= call.x.rank)
     raise_status({Code::invalid_value, Argument::axis}, call);
-}
-
-double element_count(const ArrayView& view) {
-  double count = 1;
-  for (int d = 0; d < view.rank; ++d) count *= static_cast<double>(view.sizes[d]);
-  return count;
-}
-
-std::int64_t elements_per_row(const ArrayView& x, int first_axis) {
-  std::int64_t count = 1;
-  for (int d = first_axis; d < x.rank; ++d) count *= x.sizes[d];
-  return count;
-}
-
-// What the operation reads and writes for each element of x, times the elements. Weights stay in
-// cache and statistics are one number a row.
-double bytes_moved(const Call& call) {
-  std::int64_t bytes = 0;
-  const auto add = [&](const ArrayView& view) {
-    if (view.present()) bytes += size_in_bytes(view.dtype);
-  };
-  add(call.x);
-  add(call.residual);
-  add(call.y);
-  add(call.residual_out);
-  if (call.gradients != nullptr) {
-    add(call.gradients->dy);
-    add(call.gradients->d_residual);
-    add(call.gradients->dx);
-  }
-  return static_cast<double>(bytes) * element_count(call.x);
 }
 
 // The dtype of y: out's, or else out_dtype, or else x's.
@@ -88,19 +57,9 @@ void read_norm_options(Call& call, nb::handle weight, nb::handle bias, nb::handl
   call.rounding = read_rounding(rounding);
 }
 
-Status rows_on_cpu(const ForwardParams& p, std::int64_t begin, std::int64_t end) {
-  return cpu::forward(p, begin, end);
-}
-Status rows_on_cpu(const MeanSquareParams& p, std::int64_t begin, std::int64_t end) {
-  return cpu::mean_square(p, begin, end);
-}
-
 template <class Params>
 Status compute_on_cpu(const Call& call, const Placement&, const Params& params) {
-  const auto rows = [](const void* p, std::int64_t begin, std::int64_t end) {
-    return rows_on_cpu(*static_cast<const Params*>(p), begin, end);
-  };
-  const Step step = {rows, row_count(params.x, params.axis), bytes_moved(call)};
+  const Step step = row_step(call, params);
   return run_steps(&params, &step, 1);
 }
 
@@ -108,17 +67,8 @@ Status compute_on_cpu(const Call& call, const Placement& placement, BackwardPara
   Workspace workspace(placement);
   params.workspace_bytes = cpu::backward_workspace(params);
   params.workspace = workspace.allocate(params.workspace_bytes);
-  const auto blocks = [](const void* p, std::int64_t begin, std::int64_t end) {
-    return cpu::backward(*static_cast<const BackwardParams*>(p), begin, end);
-  };
-  const auto columns = [](const void* p, std::int64_t begin, std::int64_t end) {
-    return cpu::backward_reduce(*static_cast<const BackwardParams*>(p), begin, end);
-  };
-  const double sums = static_cast<double>(params.workspace_bytes);
-  const Step steps[] = {{blocks, cpu::backward_blocks(params), bytes_moved(call) + sums},
-                        {columns, elements_per_row(call.x, call.first_axis()), sums}};
-  const bool reduces = params.dweight.present() || params.dbias.present();
-  return run_steps(&params, steps, reduces ? 2 : 1);
+  const BackwardSteps steps = backward_steps(call, params);
+  return run_steps(&params, steps.step, steps.count);
 }
 
 Status launch(const ForwardParams& p, cudaStream_t stream, const cuda::LaunchOptions& options) {

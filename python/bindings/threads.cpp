@@ -17,12 +17,10 @@
 namespace rmsnorm::python {
 namespace {
 
-#if defined(_OPENMP)
 // A second thread pays from 5-10 us of serial work on. In cache one core moves some 110 GB/s
 // through this kernel in f32 (AVX-512) and 30 GB/s in bf16, so that 512 KiB are 5 and 18 us: two
 // threads start there, and each further one brings as much work again.
 constexpr double bytes_per_thread = 256 * 1024;
-#endif
 
 // Letting go of the GIL costs 0.1 us when nobody wants it, but getting it back takes up to the
 // switch interval of 5 ms when another thread computes in Python. Below 5 us of work (see above)
@@ -34,9 +32,7 @@ std::atomic<bool> forked{false};
 
 Status run_step(const void* params, const Step& step) {
 #if defined(_OPENMP)
-  const double useful = std::min(static_cast<double>(step.count), step.bytes / bytes_per_thread);
-  const int threads = useful < 2 ? 1 : static_cast<int>(std::min<double>(useful, thread_limit()));
-  if (threads > 1) {
+  if (const int threads = useful_threads(step); threads > 1) {
     std::atomic<std::int64_t> failure{-1};
 #pragma omp parallel num_threads(threads)
     {
@@ -92,6 +88,11 @@ int thread_limit() {
 }
 
 void set_thread_limit(int threads) { limit = threads; }
+
+int useful_threads(const Step& step) {
+  const double useful = std::min(static_cast<double>(step.count), step.bytes / bytes_per_thread);
+  return useful < 2 ? 1 : static_cast<int>(std::min<double>(useful, thread_limit()));
+}
 
 Status run_steps(const void* params, const Step* steps, int count) {
   double bytes = 0;

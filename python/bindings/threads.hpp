@@ -36,6 +36,9 @@ struct Step {
   double bytes;
 };
 
+// How many threads a step has work for, at most thread_limit().
+int useful_threads(const Step& step);
+
 // Does the steps one after the other, up to the first that fails, each in contiguous ranges that
 // cover its units. The bytes decide on threads and the GIL. Holds the GIL on entry and return.
 Status run_steps(const void* params, const Step* steps, int count);
