@@ -12,9 +12,11 @@ bool is_instance(nb::handle object, PyObject* type) {
 
 void read_jax(nb::handle source, const char* name, Access access, ArrayView& view) {
   if (is_instance(source, jax()->tracer))
-    raise(PyExc_TypeError,
-          "%s: is a traced value, that is, inside jax.jit, grad or vmap; expected a concrete array",
-          name);
+    raise(
+        PyExc_TypeError,
+        "%s: is a traced value, that is, inside jax.jit, grad or vmap; expected a concrete array. "
+        "The functions of rmsnorm.jax take traced values",
+        name);
   if (access == Access::write)
     raise(PyExc_TypeError,
           "%s: is a JAX array, and those are immutable; expected an array that can be written",

@@ -11,6 +11,7 @@
 #include "options.hpp"
 #include "results.hpp"
 #include "threads.hpp"
+#include "xla_handlers.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -148,6 +149,7 @@ void define(nb::module_& m) {
                 "stream: Stream | None = None) -> Array"));
 
   define_device_export(m);
+  xla::define_handlers(m);
   m.def("info", &info, doc::info, nb::sig("def info() -> dict[str, Any]"));
   m.def("set_num_threads", &set_num_threads, "n"_a.none(), doc::set_num_threads,
         nb::sig("def set_num_threads(n: int) -> None"));
