@@ -1,4 +1,4 @@
-"""The programs of the README and of docs/torch.md, and the consumer project built from the wheel."""
+"""The programs of the README and of pages in docs/, and the consumer project built from the wheel."""
 
 import pathlib
 import re
@@ -22,7 +22,7 @@ def path_from_package(option):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/torch.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/torch.md", "docs/jax.md"])
 def test_python(page):
     for code in blocks("python", page):
         subprocess.run([sys.executable, "-c", code], check=True)
