@@ -42,6 +42,28 @@ TEST(Gradient, EveryImplementationGivesTheBitsOfTheFirst) {
   }
 }
 
+// Results in float are half an ulp from exact only where the arithmetic is in double.
+TEST(Gradient, OneTensorOfDoublesMakesAllArithmeticDouble) {
+  for (const GradientImplementation& f : gradient_implementations()) {
+    GradientCase c = plain_case(DType::f32, 19, 100);
+    c.forward.residual = c.d_residual = tensor(DType::f32);
+    for (TensorSpec GradientCase::*t :
+         {&GradientCase::dy, &GradientCase::d_residual, &GradientCase::dx, &GradientCase::dweight,
+          &GradientCase::dbias}) {
+      GradientCase wide = c;
+      (wide.*t).dtype = DType::f64;
+      BackwardProblem problem(wide, f.workspace_bytes);
+      expect_exact(f, problem);
+    }
+    for (TensorSpec Case::*t : {&Case::x, &Case::residual, &Case::weight}) {
+      GradientCase wide = c;
+      (wide.forward.*t).dtype = DType::f64;
+      BackwardProblem problem(wide, f.workspace_bytes);
+      expect_exact(f, problem);
+    }
+  }
+}
+
 // What has kernels of its own in one layout goes through scratch memory in another.
 TEST(Gradient, LayoutAndAlignmentDoNotChangeBits) {
   for (const GradientImplementation& f : gradient_implementations()) {
