@@ -371,7 +371,7 @@ class GradientReduction {
   ElementOrder order_;
   RowSource<C> target_;
   alignas(64) double totals_[block];
-  alignas(64) C values_[block];
+  alignas(64) C values_[block] = {};
 };
 
 inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& layout) {
