@@ -6,5 +6,14 @@ rms_norm and RMSNorm take the place of torch.nn.functional.rms_norm and torch.nn
 from . import batching  # noqa: F401  registers the rules of torch.vmap
 from .functional import add_rms_norm, rms_norm
 from .modules import RMSNorm
+from .replacement import LeftNorm, ReplacedNorm, Report, replace_rms_norms
 
-__all__ = ["RMSNorm", "add_rms_norm", "rms_norm"]
+__all__ = [
+    "LeftNorm",
+    "RMSNorm",
+    "ReplacedNorm",
+    "Report",
+    "add_rms_norm",
+    "replace_rms_norms",
+    "rms_norm",
+]
