@@ -5,6 +5,7 @@ rms_norm and RMSNorm take the place of torch.nn.functional.rms_norm and torch.nn
 
 from . import batching  # noqa: F401  registers the rules of torch.vmap
 from .functional import add_rms_norm, rms_norm
+from .kernel_layers import kernel_mapping
 from .modules import RMSNorm
 from .replacement import LeftNorm, ReplacedNorm, Report, replace_rms_norms
 
@@ -14,6 +15,7 @@ __all__ = [
     "ReplacedNorm",
     "Report",
     "add_rms_norm",
+    "kernel_mapping",
     "replace_rms_norms",
     "rms_norm",
 ]

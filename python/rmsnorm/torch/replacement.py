@@ -58,8 +58,6 @@ def _replaced_class(original: type[Module], norm: Norm) -> type[Module]:
 
 
 def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
-    compute, dims, eps = norm.formula.compute, norm.dims, norm.eps
-    weight_name, bias_name = norm.weight, norm.bias
     signature = inspect.signature(original.forward)
     _, argument = signature.parameters
 
@@ -67,9 +65,7 @@ def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
         if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
             raise TypeError(f"forward: expected one argument, {argument}")
         x = inputs[0] if inputs else named[argument]
-        weight = None if weight_name is None else getattr(self, weight_name)
-        bias = None if bias_name is None else getattr(self, bias_name)
-        return compute(x, dims, eps, weight, bias)
+        return norm.compute(self, x)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     members = {
@@ -83,14 +79,8 @@ def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
     return type(original.__name__, (_Replaced, original), members)
 
 
-def _require_plain(module: Module) -> None:
-    """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
-    if isinstance(module, RMSNorm):
-        raise Unrecognised("it is this library's")
-    if isinstance(module, _Replaced):
-        raise Unrecognised("it was replaced before")
-    if "forward" in vars(module):
-        raise Unrecognised("its forward was replaced by somebody else")
+def require_supported(module: Module) -> None:
+    """Raises Unrecognised for a module with parameters that this library cannot work on."""
     for name, parameter in module.named_parameters(recurse=False):
         if type(parameter) is not Parameter:
             raise Unrecognised(f"{name} is a {type(parameter).__name__}")
@@ -101,6 +91,17 @@ def _require_plain(module: Module) -> None:
             raise Unrecognised(f"{name} is on cuda, which this build has no kernels for")
         if device not in ("cpu", "cuda", "meta"):
             raise Unrecognised(f"{name} is on {device}, which this library has no kernels for")
+
+
+def _require_replaceable(module: Module) -> None:
+    """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
+    if isinstance(module, RMSNorm):
+        raise Unrecognised("it is this library's")
+    if isinstance(module, _Replaced):
+        raise Unrecognised("it was replaced before")
+    if "forward" in vars(module):
+        raise Unrecognised("its forward was replaced by somebody else")
+    require_supported(module)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ def _summary(norms: Iterable[tuple[str, str]]) -> list[str]:
 def _may_be_rms_norm(module: Module) -> bool:
     if isinstance(module, _OTHER_NORMS):
         return False
-    return "norm" in type(module).__name__.lower()
+    name = type(module).__name__.lower()
+    is_leaf = next(module.children(), None) is None
+    return "norm" in name if is_leaf else "rmsnorm" in name
 
 
 def replace_rms_norms(model: Module) -> Report:
@@ -223,7 +226,7 @@ def replace_rms_norms(model: Module) -> Report:
             continue
         kind = type(module).__name__
         try:
-            _require_plain(module)
+            _require_replaceable(module)
             norm = recognition.of(module)
         except Unrecognised as error:
             left.append(LeftNorm(name, module, kind, str(error)))
