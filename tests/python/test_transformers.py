@@ -22,10 +22,9 @@ import pytest
 import rmsnorm
 import torch
 from floats import BF16, F16, F32, assert_same_bits
+from torch_arrays import TORCH, to_numpy, to_torch, torch_rstd
 
 transformers = pytest.importorskip("transformers")
-
-TORCH = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32}
 
 # model type, class, formula, whether it has a weight, the keyword of the width (None: no width)
 MODULES = [
@@ -71,30 +70,12 @@ def module_class(model_type, name):
     return getattr(modeling, name)
 
 
-def to_torch(array):
-    if array.dtype == BF16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def to_numpy(tensor):
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(BF16)
-    return tensor.numpy()
-
-
-def torch_rstd(x, eps, formula):
-    mean_square = to_torch(x).float().pow(2).mean(-1, keepdim=True) + eps
-    return to_numpy(torch.pow(mean_square, -0.5) if formula == "E" else torch.rsqrt(mean_square))
-
-
 def compare(formula, module, x, weight, options, eps):
     x_torch = to_torch(x)
     with torch.no_grad():
         expected = to_numpy(module(x_torch))
     parameters = () if weight is None else (weight,)
-    theirs = torch_rstd(x, eps, formula)
+    theirs = torch_rstd(x, eps, by_power=formula == "E")
     assert_same_bits(EMULATION[formula](x, theirs, *parameters), expected, "claim 1:")
 
     y, ours = rmsnorm.rms_norm(x, weight, eps=eps, return_rstd=True, **options)
@@ -152,7 +133,7 @@ def test_t5_with_its_weight_kept_in_f32(dtype):
         expected = to_numpy(module(to_torch(x)))
     assert expected.dtype == F32
     y, ours = rmsnorm.rms_norm(x, weight, return_rstd=True, **formulas.OPTIONS["D mixed"])
-    same_root = ours == torch_rstd(x, 1e-6, "D")[:, 0]
+    same_root = ours == torch_rstd(x, 1e-6)[:, 0]
     assert same_root.mean() > 0.2
     assert_same_bits(y[same_root], expected[same_root])
 

@@ -33,14 +33,14 @@ _OTHER_NORMS = (
 class _Replaced:
     """What a class inherits ahead of a model's own, so that only its forward is another."""
 
-    _original: ClassVar[type[Module]]
-    _norm: ClassVar[Norm]
+    _rmsnorm_original: ClassVar[type[Module]]
+    _rmsnorm_norm: ClassVar[Norm]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Classes made here have no name that pickle could find.
         reduced: Any = super().__reduce_ex__(protocol)
         make, (_, *arguments), *rest = reduced
-        return _new, (make, self._original, self._norm, *arguments), *rest
+        return _new, (make, self._rmsnorm_original, self._rmsnorm_norm, *arguments), *rest
 
 
 def _new(make: Callable[..., Any], original: type[Module], norm: Norm, *arguments: Any) -> Any:
@@ -72,8 +72,8 @@ def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "_original": original,
-        "_norm": norm,
+        "_rmsnorm_original": original,
+        "_rmsnorm_norm": norm,
         "forward": forward,
     }
     return type(original.__name__, (_Replaced, original), members)
@@ -155,7 +155,7 @@ class Report:
         for norm in self.replaced:
             kind = type(norm.module)
             if issubclass(kind, _Replaced):
-                norm.module.__class__ = kind._original
+                norm.module.__class__ = kind._rmsnorm_original
 
     def __enter__(self) -> Report:
         return self
