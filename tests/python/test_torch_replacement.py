@@ -5,12 +5,10 @@ minutes: the statement of the class is run with torch's modules at hand. Classes
 same are tested once.
 """
 
-import copy
 import functools
 import importlib.util
 import inspect
 import pathlib
-import pickle
 import re
 import types
 
@@ -20,7 +18,7 @@ import numpy as np
 import pytest
 import rmsnorm
 import torch
-from floats import BF16, F16, F32, F64, assert_same_bits
+from floats import BF16, F16, F32, assert_same_bits
 from rmsnorm.torch import replace_rms_norms
 from torch import nn
 from torch_arrays import TORCH, to_numpy, to_torch, torch_rstd
