@@ -22,7 +22,10 @@ def path_from_package(option):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/torch.md", "docs/jax.md"])
+PAGES = ["README.md", "docs/torch.md", "docs/jax.md", "docs/transformers.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python(page):
     for code in blocks("python", page):
         subprocess.run([sys.executable, "-c", code], check=True)
