@@ -34,7 +34,7 @@ struct Operand {
   bool present = false;
   bool unit = false;  // the elements of a row lie side by side, and aligned to their size
   DType dtype = DType::f32;
-  char* data;  // null where there are no elements
+  char* data;                            // null where there are no elements
   std::int64_t row_strides[max_rank];    // bytes, per row dimension of the layout; broadcast: 0
   std::int64_t inner_strides[max_rank];  // bytes, per normalised dimension
 };
