@@ -47,6 +47,14 @@ Status forward(const ForwardParams& p, cudaStream_t stream,
 Status mean_square(const MeanSquareParams& p, cudaStream_t stream,
                    const LaunchOptions& options = LaunchOptions()) noexcept;
 
+// Gradients of all rows, by one kernel, and a second one where dweight or dbias is present. The
+// workspace is device memory of backward_workspace(p) bytes, which depend on sizes and dtypes alone
+// (0 without dweight and dbias, and for parameters that check() refuses); its contents mean nothing
+// before and after, and must not be touched until the kernels are done.
+std::int64_t backward_workspace(const BackwardParams& p) noexcept;
+Status backward(const BackwardParams& p, cudaStream_t stream,
+                const LaunchOptions& options = LaunchOptions()) noexcept;
+
 // One sentence, CUDA's own for a cuda_error.
 const char* error_text(const Status& status) noexcept;
 
