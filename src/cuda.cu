@@ -1,3 +1,4 @@
 // The CUDA half, compiled once: what <rmsnorm/cuda.cuh> declares under RMSNORM_COMPILED.
 #define RMSNORM_INLINE
-#include <rmsnorm/cuda/launch.cuh>
+#include <rmsnorm/cuda/backward_launch.cuh>
+#include <rmsnorm/cuda/forward_launch.cuh>

@@ -24,6 +24,12 @@ Status mean_square(const MeanSquareParams& p, cudaStream_t, const LaunchOptions&
   return unavailable_unless(check(p));
 }
 
+std::int64_t backward_workspace(const BackwardParams&) noexcept { return 0; }
+
+Status backward(const BackwardParams& p, cudaStream_t, const LaunchOptions&) noexcept {
+  return unavailable_unless(check(p));
+}
+
 const char* error_text(const Status& status) noexcept { return text(status.code); }
 
 BuildInfo build_info() noexcept { return {false, 0, ""}; }

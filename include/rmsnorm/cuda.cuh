@@ -65,5 +65,6 @@ const char* error_text(const Status& status) noexcept;
 #if !defined(__CUDACC__) && !defined(RMSNORM_CUDA_EMULATED)
 #error "compile with nvcc, or link rmsnorm::rmsnorm"
 #endif
-#include "cuda/launch.cuh"
+#include "cuda/backward_launch.cuh"
+#include "cuda/forward_launch.cuh"
 #endif

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "host_device.hpp"
 #include "row_layout.hpp"
 
 namespace rmsnorm {
@@ -41,9 +42,9 @@ struct GradientBlocks {
   std::int64_t rows_per_block;
   std::int64_t blocks_per_group;
 
-  std::int64_t count() const { return groups * blocks_per_group; }
+  RMSNORM_HOST_DEVICE std::int64_t count() const { return groups * blocks_per_group; }
 
-  RowRange rows_of(std::int64_t block) const {
+  RMSNORM_HOST_DEVICE RowRange rows_of(std::int64_t block) const {
     const std::int64_t group = block / blocks_per_group;
     const std::int64_t first = (block - group * blocks_per_group) * rows_per_block;
     const std::int64_t last = first + rows_per_block;

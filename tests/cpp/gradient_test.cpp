@@ -5,6 +5,7 @@
 
 #include "case_grid.hpp"
 #include "gradient_implementations.hpp"
+#include "implementations.hpp"
 
 namespace rmsnorm_test {
 namespace {
@@ -22,8 +23,10 @@ void expect_exact(const GradientImplementation& f, BackwardProblem& problem) {
 }
 
 TEST(Gradient, OverTheGrid) {
+  const GradientImplementation& f = gradient_implementations().back();
+  int turn = 0;
   for (const GradientCase& c : gradient_cases()) {
-    const GradientImplementation& f = gradient_implementations().back();
+    if (turn++ % sampling() != 0) continue;
     BackwardProblem problem(c, f.workspace_bytes);
     expect_exact(f, problem);
     if (HasFailure()) break;
@@ -32,6 +35,7 @@ TEST(Gradient, OverTheGrid) {
 
 TEST(Gradient, EveryImplementationGivesTheBitsOfTheFirst) {
   const std::vector<GradientImplementation>& all = gradient_implementations();
+  if (all.size() == 1) return;
   for (const GradientCase& c : gradient_cases()) {
     BackwardProblem problem(c, all.front().workspace_bytes);
     const GradientResults expected = all.front().run(problem);

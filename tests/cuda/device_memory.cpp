@@ -43,12 +43,14 @@ DeviceCopies::~DeviceCopies() = default;
 
 template <class Tensor>
 void DeviceCopies::translate(Tensor& t) const {
-  if (!t.present()) return;
+  if (t.present()) t.data = translated(t.data);
+}
+
+void* DeviceCopies::translated(const void* p) const {
   for (const auto& copy : copies_) {
-    if (!copy->holds(t.data)) continue;
-    t.data = copy->translate(t.data);
-    return;
+    if (copy->holds(p)) return copy->translate(p);
   }
+  return const_cast<void*>(p);
 }
 
 rmsnorm::ForwardParams DeviceCopies::translated(rmsnorm::ForwardParams p) const {
@@ -59,6 +61,14 @@ rmsnorm::ForwardParams DeviceCopies::translated(rmsnorm::ForwardParams p) const 
 
 rmsnorm::MeanSquareParams DeviceCopies::translated(rmsnorm::MeanSquareParams p) const {
   translate(p.x), translate(p.mean_square);
+  return p;
+}
+
+rmsnorm::BackwardParams DeviceCopies::translated(rmsnorm::BackwardParams p) const {
+  translate(p.dy), translate(p.x), translate(p.residual), translate(p.weight), translate(p.rstd);
+  translate(p.mean_square), translate(p.d_residual), translate(p.dx), translate(p.dweight);
+  translate(p.dbias), translate(p.d_mean_square);
+  p.workspace = translated(p.workspace);
   return p;
 }
 
@@ -91,6 +101,25 @@ std::vector<std::uint64_t> run_on_device(MeanSquareProblem& problem) {
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     copies.copy_back();
     return status;
+  });
+}
+
+GradientResults run_on_device(BackwardProblem& problem, const BackwardProblem::Compute& backward) {
+  return problem.run(
+      [&](const rmsnorm::BackwardParams& p) {
+        const DeviceCopies copies(problem.memories());
+        const rmsnorm::Status status = backward(copies.translated(p));
+        EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+        copies.copy_back();
+        return status;
+      },
+      "cuda");
+}
+
+GradientResults run_on_device(BackwardProblem& problem,
+                              const rmsnorm::cuda::LaunchOptions& options) {
+  return run_on_device(problem, [&](const rmsnorm::BackwardParams& p) {
+    return rmsnorm::cuda::backward(p, nullptr, options);
   });
 }
 
@@ -129,6 +158,16 @@ const std::vector<Implementation>& implementations() {
       {"cuda", [](const rmsnorm::ForwardParams& p) { return rmsnorm::cuda::forward(p, nullptr); },
        [](ForwardProblem& problem, const Implementation::Forward& forward) {
          return run_on_device(problem, forward);
+       }}};
+  return all;
+}
+
+const std::vector<GradientImplementation>& gradient_implementations() {
+  static const std::vector<GradientImplementation> all = {
+      {"cuda", rmsnorm::cuda::backward_workspace,
+       [](const rmsnorm::BackwardParams& p) { return rmsnorm::cuda::backward(p, nullptr); },
+       [](BackwardProblem& problem, const BackwardProblem::Compute& backward) {
+         return run_on_device(problem, backward);
        }}};
   return all;
 }

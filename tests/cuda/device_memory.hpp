@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "gradient_implementations.hpp"
 #include "implementations.hpp"
 #include "mean_square_problem.hpp"
 #include "rmsnorm/cuda.cuh"
@@ -24,12 +25,14 @@ class DeviceCopies {
   // The same views of the copies.
   rmsnorm::ForwardParams translated(rmsnorm::ForwardParams p) const;
   rmsnorm::MeanSquareParams translated(rmsnorm::MeanSquareParams p) const;
+  rmsnorm::BackwardParams translated(rmsnorm::BackwardParams p) const;
   void copy_back() const;
 
  private:
   class Copy;
   template <class Tensor>
   void translate(Tensor& t) const;
+  void* translated(const void* p) const;
 
   std::vector<std::unique_ptr<Copy>> copies_;
 };
@@ -38,6 +41,9 @@ class DeviceCopies {
 Results run_on_device(ForwardProblem& problem, const Implementation::Forward& forward);
 Results run_on_device(ForwardProblem& problem, const rmsnorm::cuda::LaunchOptions& options = {});
 std::vector<std::uint64_t> run_on_device(MeanSquareProblem& problem);
+GradientResults run_on_device(BackwardProblem& problem, const BackwardProblem::Compute& backward);
+GradientResults run_on_device(BackwardProblem& problem,
+                              const rmsnorm::cuda::LaunchOptions& options = {});
 
 // Ten times the compute capability of the current device.
 int device_version();

@@ -1,7 +1,9 @@
-// From checked parameters to a launch: which kernel, its arguments, its grid.
+// What every operation does around its launch: the device and what it can do, grids, and the
+// arguments that describe tensors.
 #pragma once
 
 #include <atomic>
+#include <initializer_list>
 #include <mutex>
 
 #include "../check.hpp"
@@ -47,15 +49,15 @@ class DeviceGuard {
 
 constexpr int max_devices = 64;
 
-template <class Elements>
-using Kernel = void (*)(typename Elements::Params);
+template <class Params>
+using Kernel = void (*)(Params);
 
 inline cudaError_t query_architecture(int device, Architecture* a) {
   cudaFuncAttributes code;
   // The version of the code that the driver chose decides what the kernels can do: a device that
   // runs code made for an older one has no clusters.
   cudaError_t error = cudaFuncGetAttributes(
-      &code, reinterpret_cast<const void*>(static_cast<Kernel<AnyElements<float, 4>>>(
+      &code, reinterpret_cast<const void*>(static_cast<Kernel<AnyParams<float>>>(
                  forward_reading_again<AnyElements<float, 4>, 1>)));
   if (error != cudaSuccess) return error;
   a->version = code.ptxVersion;
@@ -99,29 +101,30 @@ struct Launch {
   Architecture architecture;
 };
 
-template <class Elements>
-cudaError_t launch_kernel(Kernel<Elements> kernel, const RowShape& shape,
-                          const typename Elements::Params& p, std::size_t shared_bytes,
-                          const Launch& launch) {
-  // Blocks of rows beyond what one dimension of a grid holds go on in its third.
+// Blocks beyond what one dimension of a grid holds go on in its third.
+inline dim3 grid_of(std::int64_t blocks, int of_each) {
   constexpr std::int64_t most_blocks = 0x7fffffff;
-  const std::int64_t blocks = (p.rows + shape.rows_per_block - 1) / shape.rows_per_block;
   const std::int64_t layers = (blocks + most_blocks - 1) / most_blocks;
+  return dim3(static_cast<unsigned>(blocks < most_blocks ? blocks : most_blocks),
+              static_cast<unsigned>(of_each), static_cast<unsigned>(layers));
+}
+
+template <class Params>
+cudaError_t launch_grid(Kernel<Params> kernel, dim3 grid, dim3 block, int cluster, const Params& p,
+                        std::size_t shared_bytes, const Launch& launch) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks < most_blocks ? blocks : most_blocks),
-                        static_cast<unsigned>(shape.cluster), static_cast<unsigned>(layers));
-  config.blockDim =
-      dim3(static_cast<unsigned>(shape.threads), static_cast<unsigned>(shape.rows_per_block));
+  config.gridDim = grid;
+  config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = launch.stream;
   cudaLaunchAttribute attributes[2];
   config.attrs = attributes;
   config.numAttrs = 0;
-  if (shape.cluster > 1) {
+  if (cluster > 1) {
     cudaLaunchAttribute& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeClusterDimension;
     a.val.clusterDim.x = 1;
-    a.val.clusterDim.y = static_cast<unsigned>(shape.cluster);
+    a.val.clusterDim.y = static_cast<unsigned>(cluster);
     a.val.clusterDim.z = 1;
   }
   if (launch.options.programmatic && launch.architecture.version >= first_version_with_clusters) {
@@ -132,61 +135,48 @@ cudaError_t launch_kernel(Kernel<Elements> kernel, const RowShape& shape,
   return cudaLaunchKernelEx(&config, kernel, p);
 }
 
-// Rows that are not held in registers are staged in shared memory where they fit.
-template <class Elements, int at_once>
-cudaError_t launch_reading_again(const RowShape& shape, typename Elements::Params p,
-                                 const Launch& launch) {
-  const Kernel<Elements> kernel = forward_reading_again<Elements, at_once>;
-  std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
-  if (shape.vectors == 0) {
-    const std::int64_t team = std::int64_t{shape.threads} * shape.cluster;
-    const std::int64_t chunks = (p.vectors + team - 1) / team * shape.threads;
-    const std::int64_t staged =
-        static_cast<std::int64_t>(bytes) +
-        chunks * static_cast<std::int64_t>(sizeof(typename Elements::Chunk));
-    p.staged = staged <= static_cast<std::int64_t>(launch.architecture.max_shared_memory);
-    if (p.staged) {
-      bytes = static_cast<std::size_t>(staged);
-      // A property of the kernel in the current context. Only rows of more than 32 KiB come here.
-      const cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-      if (error != cudaSuccess) return error;
-    }
-  }
-  return launch_kernel<Elements>(kernel, shape, p, bytes, launch);
+// `blocks` blocks of rows, of shape.cluster blocks of threads each.
+template <class Params>
+cudaError_t launch_blocks(Kernel<Params> kernel, const RowShape& shape, std::int64_t blocks,
+                          const Params& p, std::size_t shared_bytes, const Launch& launch) {
+  return launch_grid(
+      kernel, grid_of(blocks, shape.cluster),
+      dim3(static_cast<unsigned>(shape.threads), static_cast<unsigned>(shape.rows_per_block)),
+      shape.cluster, p, shared_bytes, launch);
 }
 
+// Rows that are not held in registers are staged in shared memory where they fit, a Chunk a vector.
 template <class Elements>
-cudaError_t launch_packed(const RowShape& shape, const typename Elements::Params& p,
-                          const Launch& launch) {
-  const std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
-  switch (shape.vectors) {
-    case 1:
-      return launch_kernel<Elements>(forward_in_registers<Elements, 1>, shape, p, bytes, launch);
-    case 2:
-      return launch_kernel<Elements>(forward_in_registers<Elements, 2>, shape, p, bytes, launch);
-    case 4:
-      return launch_kernel<Elements>(forward_in_registers<Elements, 4>, shape, p, bytes, launch);
-    default: return launch_reading_again<Elements, 4>(shape, p, launch);
-  }
+cudaError_t stage_rows(Kernel<typename Elements::Params> kernel, const RowShape& shape,
+                       const Launch& launch, typename Elements::Params* p, std::size_t* bytes) {
+  const std::int64_t team = std::int64_t{shape.threads} * shape.cluster;
+  const std::int64_t chunks = (p->vectors + team - 1) / team * shape.threads;
+  const std::int64_t staged = static_cast<std::int64_t>(*bytes) +
+                              chunks * static_cast<std::int64_t>(sizeof(typename Elements::Chunk));
+  p->staged = staged <= static_cast<std::int64_t>(launch.architecture.max_shared_memory);
+  if (!p->staged) return cudaSuccess;
+  *bytes = static_cast<std::size_t>(staged);
+  // A property of the kernel in the current context. Only rows of more than 16 KiB come here.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(staged));
+}
+
+// What every operation does around its launch.
+template <class Params, class LaunchOperation>
+Status run_operation(const Params& p, const RowLayout& layout, cudaStream_t stream,
+                     const LaunchOptions& options, LaunchOperation operation) {
+  const DeviceGuard guard(options.device);
+  Launch launch = {stream, options, guard.device(options.device), {}};
+  cudaError_t error = guard.error();
+  if (error == cudaSuccess) error = architecture_of(launch.device, &launch.architecture);
+  if (error == cudaSuccess) error = operation(p, layout, launch);
+  if (error == cudaSuccess) return {};
+  // Errors stay behind as the last error, where the caller's next check would find them.
+  cudaGetLastError();
+  return cuda_failure(error);
 }
 
 // ---- arguments ----
-
-// The layout of an operation's tensors; absent ones stay absent.
-inline RowLayout layout_of(const ForwardParams& p) {
-  RowLayout layout(p.x, p.axis);
-  layout.add(role_x, p.x);
-  layout.add(role_residual, p.residual);
-  layout.add(role_weight, p.weight);
-  layout.add(role_bias, p.bias);
-  layout.add(role_y, p.y);
-  layout.add(role_residual_out, p.residual_out);
-  layout.add_per_row(role_mean_square, p.mean_square);
-  layout.add_per_row(role_rstd, p.rstd);
-  layout.merge_rows();
-  return layout;
-}
 
 inline bool is_multiple(const Operand& o, int row_rank, std::int64_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(o.data) % static_cast<std::uintptr_t>(bytes) != 0) {
@@ -238,182 +228,49 @@ inline std::int64_t row_count(const RowLayout& layout) {
   return rows;
 }
 
-inline DType dtype_normalised(const ForwardParams& p) {
-  if (p.residual_out.present()) return p.residual_out.dtype;
-  return p.residual.present() ? promote(p.x.dtype, p.residual.dtype) : p.x.dtype;
-}
-
 inline std::int64_t vectors_of(const RowLayout& layout, int width) {
   return (layout.n() + width - 1) / width;
 }
 
-template <class C>
-AnyParams<C> any_params(const ForwardParams& p, const RowLayout& layout, int width,
-                        const RowShape& shape, const LaunchOptions& options) {
-  AnyParams<C> a = {};
-  a.rows = row_count(layout);
-  a.n = layout.n();
-  a.vectors = vectors_of(layout, width);
-  a.counted = statistic_count(a.n, p.partial);
-  a.statistics = make_statistic_options<C>(a.counted, p.eps);
-  // Adding -0.0 changes no weight; adding +0.0 would turn -0.0 into +0.0.
-  a.weight_offset = static_cast<C>(p.weight_offset != 0.0 ? p.weight_offset : -0.0);
-  a.normalised_dtype = dtype_normalised(p);
-  a.sums_plainly = is_16_bit(a.normalised_dtype) && is_16_bit(p.y.dtype) && shape.vectors != 0;
-  a.rounds_sum = p.residual.present() && p.round_residual;
-  a.round_before_weight = p.rounding != Rounding::once;
-  a.round_rstd = p.rounding == Rounding::rstd;
-  a.weight_is_constant = options.constant_weight;
-  const DType weight = p.weight_offset != 0.0 ? dtype_of<C>::value : p.weight.dtype;
-  a.product_dtype = p.weight.present() ? promote(a.normalised_dtype, weight) : a.normalised_dtype;
-  a.biased_dtype = p.bias.present() ? promote(a.product_dtype, p.bias.dtype) : a.product_dtype;
-  a.row_rank = layout.row_rank();
-  a.inner_rank = layout.inner_rank();
-  for (int d = 0; d < a.row_rank; ++d) a.row_sizes[d] = layout.row_size(d);
-  for (int d = 0; d < a.inner_rank; ++d) a.inner_sizes[d] = layout.inner_size(d);
-  set_operand(&a.x, layout, role_x, width);
-  set_operand(&a.residual, layout, role_residual, width);
-  set_operand(&a.weight, layout, role_weight, width);
-  set_operand(&a.bias, layout, role_bias, width);
-  set_operand(&a.y, layout, role_y, width);
-  set_operand(&a.residual_out, layout, role_residual_out, width);
-  set_operand(&a.mean_square, layout, role_mean_square);
-  set_operand(&a.rstd, layout, role_rstd);
-  return a;
+// The rows of a layout, as kernels walk them.
+inline void set_rows(PackedRows* to, const RowLayout& layout, int width) {
+  to->rows = row_count(layout);
+  to->vectors = vectors_of(layout, width);
+  to->row_rank = layout.row_rank() > 0 ? layout.row_rank() : 1;
+  for (int d = 0; d < layout.row_rank(); ++d) {
+    to->row_dimensions[d] = make_row_dimension(layout.row_size(d));
+  }
+}
+inline void set_rows(AnyRows* to, const RowLayout& layout, int width) {
+  to->rows = row_count(layout);
+  to->vectors = vectors_of(layout, width);
+  to->n = layout.n();
+  to->row_rank = layout.row_rank();
+  to->inner_rank = layout.inner_rank();
+  for (int d = 0; d < to->row_rank; ++d) to->row_sizes[d] = layout.row_size(d);
+  for (int d = 0; d < to->inner_rank; ++d) to->inner_sizes[d] = layout.inner_size(d);
 }
 
-// Whether PackedElements can do it: see there.
-inline bool is_packed(const ForwardParams& p, const RowLayout& layout, int width) {
-  const DType t = p.x.dtype;
-  if (compute_type(p) != (t == DType::f64 ? DType::f64 : DType::f32) || p.y.dtype != t)
-    return false;
-  if (p.bias.present() || p.mean_square.present() || p.partial != 1.0) return false;
-  if (p.residual.present() &&
-      (p.residual.dtype != t || (is_16_bit(t) && !p.round_residual) || dtype_normalised(p) != t)) {
-    return false;
-  }
-  if (p.weight.present() && p.weight.dtype != t &&
-      !(is_16_bit(t) && p.weight.dtype == DType::f32)) {
-    return false;
-  }
+// What packed kernels ask of rows, whatever the operation.
+inline bool rows_are_packed(const RowLayout& layout, int width, std::initializer_list<Role> roles) {
   if (layout.n() == 0 || layout.n() % width != 0) return false;
   constexpr std::int64_t divisible = std::int64_t{1} << 31;
   if (row_count(layout) >= divisible) return false;
-  for (const Role role : {role_x, role_residual, role_weight, role_y, role_residual_out}) {
+  for (const Role role : roles) {
     const Operand& o = layout.operand(role);
     if (o.present && !(o.unit && is_multiple(o, layout.row_rank(), 16))) return false;
   }
-  const Operand& rstd = layout.operand(role_rstd);
-  return !rstd.present || is_multiple(rstd, layout.row_rank(), size_in_bytes(rstd.dtype));
+  return true;
+}
+inline bool is_aligned_per_row(const RowLayout& layout, Role role) {
+  const Operand& o = layout.operand(role);
+  return !o.present || is_multiple(o, layout.row_rank(), size_in_bytes(o.dtype));
 }
 
+// Adding -0.0 changes no weight; adding +0.0 would turn -0.0 into +0.0.
 template <class C>
-PackedParams<C> packed_params(const ForwardParams& p, const RowLayout& layout, int width,
-                              const LaunchOptions& options) {
-  PackedParams<C> a = {};
-  a.rows = row_count(layout);
-  a.vectors = vectors_of(layout, width);
-  a.statistics = make_statistic_options<C>(layout.n(), p.eps);
-  a.weight_offset = static_cast<C>(p.weight_offset != 0.0 ? p.weight_offset : -0.0);
-  a.round_before_weight = p.rounding != Rounding::once;
-  a.round_rstd = p.rounding == Rounding::rstd;
-  a.weight_is_constant = options.constant_weight;
-  a.row_rank = layout.row_rank() > 0 ? layout.row_rank() : 1;
-  for (int d = 0; d < layout.row_rank(); ++d) {
-    a.row_dimensions[d] = make_row_dimension(layout.row_size(d));
-  }
-  const int rank = layout.row_rank();
-  set_rows(&a.x, layout.operand(role_x), rank);
-  set_rows(&a.residual, layout.operand(role_residual), rank);
-  set_rows(&a.weight, layout.operand(role_weight), rank);
-  set_rows(&a.y, layout.operand(role_y), rank);
-  set_rows(&a.residual_out, layout.operand(role_residual_out), rank);
-  set_rows(&a.rstd, layout.operand(role_rstd), rank);
-  return a;
-}
-
-// ---- which kernel ----
-
-template <class T, class W>
-cudaError_t launch_weighted(const ForwardParams& p, const RowLayout& layout, const RowShape& shape,
-                            const Launch& launch) {
-  using C = typename PackedElements<T, W, false>::Compute;
-  constexpr int width = PackedElements<T, W, false>::width;
-  const PackedParams<C> a = packed_params<C>(p, layout, width, launch.options);
-  return p.residual.present() ? launch_packed<PackedElements<T, W, true>>(shape, a, launch)
-                              : launch_packed<PackedElements<T, W, false>>(shape, a, launch);
-}
-
-inline cudaError_t launch_packed_of(const ForwardParams& p, const RowLayout& layout,
-                                    const RowShape& shape, const Launch& launch) {
-  const bool wide_weight = p.weight.present() && p.weight.dtype != p.x.dtype;
-  switch (p.x.dtype) {
-    case DType::f16:
-      return wide_weight ? launch_weighted<float16, float>(p, layout, shape, launch)
-                         : launch_weighted<float16, float16>(p, layout, shape, launch);
-    case DType::bf16:
-      return wide_weight ? launch_weighted<bfloat16, float>(p, layout, shape, launch)
-                         : launch_weighted<bfloat16, bfloat16>(p, layout, shape, launch);
-    case DType::f32: return launch_weighted<float, float>(p, layout, shape, launch);
-    default: return launch_weighted<double, double>(p, layout, shape, launch);
-  }
-}
-
-inline cudaError_t launch_forward(const ForwardParams& p, const RowLayout& layout,
-                                  const Launch& launch) {
-  const DType compute = compute_type(p);
-  const int width = elements_at_once(p.x.dtype, compute);
-  const RowShape shape = row_shape(vectors_of(layout, width), launch.architecture.version);
-  if (is_packed(p, layout, width)) return launch_packed_of(p, layout, shape, launch);
-  if (compute == DType::f64) {
-    return launch_reading_again<AnyElements<double, 2>, 1>(
-        shape, any_params<double>(p, layout, width, shape, launch.options), launch);
-  }
-  const AnyParams<float> a = any_params<float>(p, layout, width, shape, launch.options);
-  return width == 8 ? launch_reading_again<AnyElements<float, 8>, 1>(shape, a, launch)
-                    : launch_reading_again<AnyElements<float, 4>, 1>(shape, a, launch);
-}
-
-template <class C>
-AnyParams<C> mean_square_params(const MeanSquareParams& p, const RowLayout& layout, int width,
-                                const RowShape& shape) {
-  ForwardParams like;
-  like.x = p.x;
-  like.partial = p.partial;
-  like.eps = 0.0;
-  AnyParams<C> a = any_params<C>(like, layout, width, shape, LaunchOptions());
-  a.mean_square_is_output = true;
-  a.sums_plainly = false;
-  return a;
-}
-
-inline cudaError_t launch_mean_square(const MeanSquareParams& p, const RowLayout& layout,
-                                      const Launch& launch) {
-  const int width = elements_at_once(p.x.dtype, p.x.dtype);
-  const RowShape shape = row_shape(vectors_of(layout, width), launch.architecture.version);
-  if (p.x.dtype == DType::f64) {
-    return launch_reading_again<AnyElements<double, 2>, 1>(
-        shape, mean_square_params<double>(p, layout, width, shape), launch);
-  }
-  const AnyParams<float> a = mean_square_params<float>(p, layout, width, shape);
-  return width == 8 ? launch_reading_again<AnyElements<float, 8>, 1>(shape, a, launch)
-                    : launch_reading_again<AnyElements<float, 4>, 1>(shape, a, launch);
-}
-
-// What every operation does around its launch.
-template <class Params, class LaunchOperation>
-Status run_operation(const Params& p, const RowLayout& layout, cudaStream_t stream,
-                     const LaunchOptions& options, LaunchOperation operation) {
-  if (row_count(layout) == 0) return {};
-  const DeviceGuard guard(options.device);
-  Launch launch = {stream, options, guard.device(options.device), {}};
-  cudaError_t error = guard.error();
-  if (error == cudaSuccess) error = architecture_of(launch.device, &launch.architecture);
-  if (error == cudaSuccess) error = operation(p, layout, launch);
-  if (error == cudaSuccess) return {};
-  // Errors stay behind as the last error, where the caller's next check would find them.
-  cudaGetLastError();
-  return cuda_failure(error);
+C added_offset(double weight_offset) {
+  return static_cast<C>(weight_offset != 0.0 ? weight_offset : -0.0);
 }
 
 }  // namespace detail
@@ -421,27 +278,6 @@ Status run_operation(const Params& p, const RowLayout& layout, cudaStream_t stre
 #if !defined(RMSNORM_INLINE)
 #define RMSNORM_INLINE inline
 #endif
-
-RMSNORM_INLINE Status forward(const ForwardParams& p, cudaStream_t stream,
-                              const LaunchOptions& options) noexcept {
-  const Status status = check(p);
-  if (!status.ok()) return status;
-  const rmsnorm::detail::RowLayout layout = detail::layout_of(p);
-  // Rows without elements: nothing but rstd would be written.
-  if (layout.n() == 0 && !p.rstd.present()) return {};
-  return detail::run_operation(p, layout, stream, options, detail::launch_forward);
-}
-
-RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, cudaStream_t stream,
-                                  const LaunchOptions& options) noexcept {
-  const Status status = check(p);
-  if (!status.ok()) return status;
-  rmsnorm::detail::RowLayout layout(p.x, p.axis);
-  layout.add(rmsnorm::detail::role_x, p.x);
-  layout.add_per_row(rmsnorm::detail::role_mean_square, p.mean_square);
-  layout.merge_rows();
-  return detail::run_operation(p, layout, stream, options, detail::launch_mean_square);
-}
 
 RMSNORM_INLINE const char* error_text(const Status& status) noexcept {
   return status.code == Code::cuda_error

@@ -1,5 +1,7 @@
-// Sums of squares and what becomes of them: 1 / sqrt of the mean, rounded once.
+// Sums of products, mostly squares, and what becomes of these: 1 / sqrt of the mean, rounded once.
 #pragma once
+
+#include <type_traits>
 
 #include "../statistics.hpp"
 #include "device.cuh"
@@ -8,12 +10,12 @@ namespace rmsnorm {
 namespace cuda {
 namespace RMSNORM_HIDDEN detail {
 
-// A sum of squares in one float. Between 16-bit rows the few additions of a thread cannot show: 32
+// A sum of products in one float. Between 16-bit rows the few additions of a thread cannot show: 32
 // of them err by 2^-19 at most, against 2^-12, half a unit of f16.
 struct PlainSum {
   float sum = 0;
 
-  __device__ __forceinline__ void add_square(float v) { sum = multiply_add(v, v, sum); }
+  __device__ __forceinline__ void add_product(float a, float b) { sum = multiply_add(a, b, sum); }
   __device__ __forceinline__ void merge(const PlainSum& o) { sum = add(sum, o.sum); }
   __device__ __forceinline__ void settle() {}
   __device__ __forceinline__ PlainSum exchanged(unsigned distance) const {
@@ -22,21 +24,21 @@ struct PlainSum {
   __device__ __forceinline__ float error() const { return 0; }
 };
 
-// A sum of squares and the errors of all its roundings, of every product and every addition, summed
-// apart (Knuth, TAOCP 2, 4.2.2 theorem B). settle() moves the errors to the sum every few elements,
-// so that they stay small: the relative error is then at most 2^-46 for each piece of 16 bytes that
-// a thread adds, in float. Ten operations an element, a tenth of what the element's bytes leave
-// time for, where double arithmetic would take all of it on chips that have 1/64 of their units in
-// double.
+// A sum of products and the errors of all its roundings, of every product and every addition,
+// summed apart (Knuth, TAOCP 2, 4.2.2 theorem B). settle() moves the errors to the sum every few
+// elements, so that they stay small: the relative error is then at most 2^-46 for each piece of 16
+// bytes that a thread adds, in float. Ten operations an element, a tenth of what the element's
+// bytes leave time for, where double arithmetic would take all of it on chips that have 1/64 of
+// their units in double.
 template <class C>
 struct CompensatedSum {
   C sum = 0;
   C errors = 0;
 
-  __device__ __forceinline__ void add_square(C v) {
-    const C square = multiply(v, v);
-    const C product_error = multiply_subtract(v, v, square);
-    const C addition_error = grow(square);
+  __device__ __forceinline__ void add_product(C a, C b) {
+    const C product = multiply(a, b);
+    const C product_error = multiply_subtract(a, b, product);
+    const C addition_error = grow(product);
     errors = add(errors, add(product_error, addition_error));
   }
   __device__ __forceinline__ void settle() {
@@ -71,11 +73,11 @@ struct ChosenSum {
   CompensatedSum<float> parts;
   bool plain;
 
-  __device__ __forceinline__ void add_square(float v) {
+  __device__ __forceinline__ void add_product(float a, float b) {
     if (plain) {
-      parts.sum = multiply_add(v, v, parts.sum);
+      parts.sum = multiply_add(a, b, parts.sum);
     } else {
-      parts.add_square(v);
+      parts.add_product(a, b);
     }
   }
   __device__ __forceinline__ void settle() {
@@ -89,6 +91,25 @@ struct ChosenSum {
     }
   }
 };
+
+// Which of them a row of T takes that is packed; and any row, where it is asked at run time.
+template <class T, bool row_is_long>
+using PackedSum =
+    typename std::conditional<sizeof(T) == 2 && !row_is_long, PlainSum,
+                              CompensatedSum<typename std::conditional<
+                                  std::is_same<T, double>::value, double, float>::type>>::type;
+template <class C>
+using AnySum =
+    typename std::conditional<std::is_same<C, double>::value, CompensatedSum<C>, ChosenSum>::type;
+
+template <class C>
+__device__ __forceinline__ AnySum<C> make_any_sum(bool plain) {
+  if constexpr (std::is_same<C, double>::value) {
+    return {};
+  } else {
+    return {{}, plain};
+  }
+}
 
 // The largest magnitude of a row as bits, NaN above all.
 struct LargestMagnitude {
@@ -113,6 +134,7 @@ struct Statistic {
     const double h = static_cast<double>(high), l = static_cast<double>(low);
     return l - l == 0.0 ? h + l : h;
   }
+  __device__ __forceinline__ C rounded() const { return low - low == C(0) ? add(high, low) : high; }
 };
 
 // A double as two numbers of C. What exceeds float becomes infinite, and is then never safe.
@@ -135,6 +157,15 @@ template <class C>
 inline StatisticOptions<C> make_statistic_options(std::int64_t count, double eps) {
   const double divisor = static_cast<double>(count);
   return {divisor, eps, split<C>(1.0 / divisor), split<C>(eps)};
+}
+
+// Whether rstd belongs to a mean square + eps in SafeRange, so that x * rstd and a product with
+// rstd lose nothing.
+__device__ __forceinline__ bool is_safe_rstd(float rstd) {
+  return rstd >= 0x1p-63f && rstd <= 0x1p50f;
+}
+__device__ __forceinline__ bool is_safe_rstd(double rstd) {
+  return rstd >= 0x1p-510 && rstd <= 0x1p500;
 }
 
 // ---- float: pairs of floats, since many chips have next to no double units ----
