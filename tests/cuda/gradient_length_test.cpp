@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "case_grid.hpp"
 #include "device_memory.hpp"
@@ -59,8 +60,8 @@ class Emulation {
       for (int k = 0; k < 200 && !found; ++k) {
         if (k > 1 && exact - below > bound && above - exact > bound) break;
         found = gives_dx(row, below, got) || gives_dx(row, above, got);
-        below = std::nextafter(below, -HUGE_VAL);
-        above = std::nextafter(above, HUGE_VAL);
+        below = std::nextafter(below, -std::numeric_limits<C>::infinity());
+        above = std::nextafter(above, std::numeric_limits<C>::infinity());
       }
       EXPECT_TRUE(found) << "row " << row << ", c about " << exact << "; " << describe(c_);
       if (!found) return;
