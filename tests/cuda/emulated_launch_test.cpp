@@ -10,6 +10,7 @@
 
 #include "case_grid.hpp"
 #include "device_memory.hpp"
+#include "emulated_calls.hpp"
 #include "emulated_machine.hpp"
 #include "wrong_calls.hpp"
 
@@ -19,7 +20,6 @@ namespace {
 using cuda_emulation::Device;
 using cuda_emulation::last_launch;
 using cuda_emulation::LastLaunch;
-using rmsnorm::Argument;
 using rmsnorm::Code;
 using rmsnorm::Status;
 using rmsnorm::cuda::LaunchOptions;
@@ -39,8 +39,6 @@ class Machine : public testing::Environment {
   }
 };
 const testing::Environment* const machine = testing::AddGlobalTestEnvironment(new Machine);
-
-bool has_clusters() { return device_version() >= 90; }
 
 Case plain(DType t, std::int64_t rows, std::int64_t n) {
   Case c;
@@ -305,13 +303,6 @@ TEST(EmulatedLaunch, EveryOrderOfThreadsGivesTheSameBits) {
 
 // ---- the kernel ahead ----
 
-LaunchOptions programmatic(bool constant_weight = false) {
-  LaunchOptions options;
-  options.programmatic = true;
-  options.constant_weight = constant_weight;
-  return options;
-}
-
 TEST(EmulatedLaunch, ProgrammaticLaunchesAreForTheArchitecturesThatHaveThem) {
   for (const std::int64_t n : {64, 4096, 70000}) {
     const Case c = plain(DType::bf16, 1, n);
@@ -426,24 +417,6 @@ TEST(EmulatedLaunch, GoesToTheStream) {
   cudaStreamDestroy(stream);
 }
 
-class OnDevice {
- public:
-  explicit OnDevice(int device) { EXPECT_EQ(cudaSetDevice(device), cudaSuccess); }
-  ~OnDevice() { cudaSetDevice(usual_device); }
-};
-
-int current_device() {
-  int device = -1;
-  cudaGetDevice(&device);
-  return device;
-}
-
-LaunchOptions on(int device) {
-  LaunchOptions options;
-  options.device = device;
-  return options;
-}
-
 TEST(EmulatedLaunch, RunsOnTheDeviceThatIsAskedFor) {
   const Case c = plain(DType::f32, 2, 64);
   for (const int current : {usual_device, other_device}) {
@@ -477,15 +450,6 @@ TEST(EmulatedLaunch, TheCodeDecidesWhatADeviceCanDo) {
   EXPECT_FALSE(launch.programmatic);
   const std::size_t needed = 512 + 22 * piece;
   EXPECT_EQ(launch.shared_bytes, device_version() == 80 ? needed : 512u);
-}
-
-void expect_error(cudaError_t error, const Status& status) {
-  EXPECT_EQ(status.code, Code::cuda_error);
-  EXPECT_EQ(status.argument, Argument::none);
-  EXPECT_EQ(status.cuda_error, error);
-  EXPECT_STREQ(rmsnorm::cuda::error_text(status), cudaGetErrorString(error));
-  EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess) << "an error that the caller's next check finds";
-  cudaGetLastError();
 }
 
 struct DeviceCall {

@@ -63,10 +63,12 @@ class Expected:
     packed: bool
     loads: int = 0  # of 16 bytes, at least
     stores: int = 0
+    narrow_loads: int = 0  # of a number that belongs to a row, at most
+    narrow_stores: int = 0
 
 
 def expected_kernels() -> dict[str, Expected]:
-    kernels = {}
+    kernels = {f"sum_blocks<{compute}>": Expected(packed=False) for compute in ("float", "double")}
     rows = [
         ("rmsnorm::float16", "rmsnorm::float16", 1),
         ("rmsnorm::float16", "float", 2),
@@ -88,9 +90,23 @@ def expected_kernels() -> dict[str, Expected]:
                     packed=True,
                     loads=vectors * (1 + residual + loads_of_weight),
                     stores=vectors * (1 + residual),
+                    narrow_stores=1,
+                )
+            elements = f"PackedGradients<{element}, {weight}, {str(residual).lower()}>"
+            for name, vectors in [
+                ("backward_in_registers", 1),
+                ("backward_in_registers", 2),
+                ("backward_reading_again", 2),
+            ]:
+                kernels[f"{name}<{elements}, {vectors}>"] = Expected(
+                    packed=True,
+                    loads=vectors * (2 + residual + loads_of_weight),
+                    stores=vectors * 2,
+                    narrow_loads=2,
                 )
     for elements in ("float, 4", "float, 8", "double, 2"):
         kernels[f"forward_reading_again<AnyElements<{elements}>, 1>"] = Expected(packed=False)
+        kernels[f"backward_reading_again<AnyGradients<{elements}>, 1>"] = Expected(packed=False)
     return kernels
 
 
@@ -193,10 +209,10 @@ def check(architecture: str, name: str, kernel: Kernel, expected: Expected) -> l
             f"{loads} loads and {stores} stores of 16 bytes,"
             f" fewer than {expected.loads} and {expected.stores}"
         )
-    # One place stores rstd; everything else of a row moves in whole vectors.
+    # Of rstd, stored or read for the first row and for the next; the rest moves in whole vectors.
     narrow_loads = count(kernel, r"LDG\b.*") - loads
     narrow_stores = count(kernel, r"STG\b.*") - stores
-    if narrow_loads or narrow_stores > 1:
+    if narrow_loads > expected.narrow_loads or narrow_stores > expected.narrow_stores:
         errors.append(f"{narrow_loads} loads and {narrow_stores} stores of fewer bytes")
     return errors
 
@@ -248,7 +264,7 @@ def main() -> int:
                     ]
                     loads, stores = loads_and_stores(kernel)
                     print(
-                        f"  {name:87} {kernel.registers:4} {threads[0]:5} {threads[1]:5}"
+                        f"  {name:91} {kernel.registers:4} {threads[0]:5} {threads[1]:5}"
                         f" {loads:3} {stores:3}"
                     )
                 failures += [f"sm_{architecture} {name}: {w}" for w in wrong]

@@ -63,13 +63,20 @@ class PackedGradients {
     Packed<T, width> x;
   };
   struct Nothing {};
-  struct Chunk {
+  struct Addend {
+    Packed<T, width> d_residual;
+  };
+  struct Chunk : std::conditional<has_d_residual, Addend, Nothing>::type {
     Packed<T, width> dy;
     Packed<T, width> x;
-    typename std::conditional<has_d_residual, Packed<T, width>, Nothing>::type d_residual;
 
     // d_residual stays on its way.
-    __device__ __forceinline__ Chunk held() const { return {dy.held(), x.held(), d_residual}; }
+    __device__ __forceinline__ Chunk held() const {
+      Chunk chunk = *this;
+      chunk.dy = dy.held();
+      chunk.x = x.held();
+      return chunk;
+    }
   };
   using Weights = Packed<W, width>;
 

@@ -713,6 +713,10 @@ TEST_F(Host, launches_are_recorded) {
   EXPECT_EQ(launch.kernel, reinterpret_cast<const void*>(nothing));
   EXPECT_FALSE(launch.programmatic);
   EXPECT_EQ(launch.launches, before + 1);
+  ASSERT_EQ(cudaLaunchKernelEx(&config, nothing_else), cudaSuccess);
+  EXPECT_EQ(last_launch().launches, before + 2);
+  EXPECT_EQ(cuda_emulation::launch_before_last().kernel, reinterpret_cast<const void*>(nothing));
+  EXPECT_EQ(cuda_emulation::launch_before_last().launches, before + 1);
   cudaStreamDestroy(stream);
 }
 
@@ -814,6 +818,12 @@ TEST_F(Host, a_launch_can_be_made_to_fail) {
   EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
   EXPECT_EQ(run(1, 1, 0, nothing), cudaSuccess);
   EXPECT_EQ(last_launch().launches, before + 1);
+  cuda_emulation::fail_next_launch(cudaErrorLaunchFailure, 1);
+  EXPECT_EQ(run(1, 1, 0, nothing), cudaSuccess);
+  EXPECT_EQ(run(1, 1, 0, nothing), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+  EXPECT_EQ(run(1, 1, 0, nothing), cudaSuccess);
+  EXPECT_EQ(last_launch().launches, before + 3);
 }
 
 TEST_F(Host, memory_is_the_hosts) {

@@ -28,7 +28,8 @@ struct Machine {
   std::mutex mutex;
   std::vector<Device> devices{Device(__CUDA_ARCH__ / 100, __CUDA_ARCH__ / 10 % 10)};
   std::map<std::pair<int, const void*>, KernelAttributes> kernels;
-  cudaError_t next_launch = cudaSuccess;
+  cudaError_t failing_launch = cudaSuccess;
+  int launches_before_failing = 0;
   std::uint64_t device_calls = 0;
 };
 
@@ -97,7 +98,8 @@ cudaError_t check_cluster(dim3 cluster, dim3 grid, const Device& device,
 }
 
 cudaError_t check_launch(Machine& m, const cudaLaunchConfig_t& config, Launch& launch) {
-  const cudaError_t failing = std::exchange(m.next_launch, cudaSuccess);
+  const bool fails = m.launches_before_failing-- <= 0;
+  const cudaError_t failing = fails ? std::exchange(m.failing_launch, cudaSuccess) : cudaSuccess;
   if (failing != cudaSuccess) return failing;
   const Device* device = nullptr;
   cudaError_t error = find_kernel_device(m, launch.kernel, &device);
@@ -164,10 +166,11 @@ std::uint64_t device_calls() {
   return m.device_calls;
 }
 
-void fail_next_launch(cudaError_t error) {
+void fail_next_launch(cudaError_t error, int others) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
-  m.next_launch = error;
+  m.failing_launch = error;
+  m.launches_before_failing = others;
 }
 
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel,

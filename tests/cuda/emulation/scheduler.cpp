@@ -199,6 +199,7 @@ class Scheduler {
   void run(const Launch& launch);
 
   LastLaunch& record() { return record_; }
+  const LastLaunch& previous_record() const { return previous_record_; }
 
   void set_previous_grid(std::function<void()> work) { previous_grid_ = std::move(work); }
   void finish_previous_grid() {
@@ -220,6 +221,7 @@ class Scheduler {
 
   const Launch* launch_ = nullptr;
   LastLaunch record_;
+  LastLaunch previous_record_;
   bool in_order_ = true;
   Random random_{0};
   std::function<void()> previous_grid_;
@@ -340,7 +342,7 @@ void Scheduler::run(const Launch& launch) {
   const std::uint64_t blocks = std::uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
 
   const std::uint64_t launches = record_.launches + 1;
-  record_ = LastLaunch{};
+  previous_record_ = std::exchange(record_, LastLaunch{});
   record_.grid = launch.grid;
   record_.block = launch.block;
   record_.cluster = launch.cluster;
@@ -679,6 +681,11 @@ void finish_previous_grid_late(std::function<void()> work) {
 LastLaunch last_launch() {
   const std::lock_guard<std::mutex> lock(launch_mutex);
   return scheduler.record();
+}
+
+LastLaunch launch_before_last() {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  return scheduler.previous_record();
 }
 
 }  // namespace cuda_emulation

@@ -29,8 +29,8 @@ void set_devices(std::vector<Device> devices);
 // Restarts the order in which blocks, warps and lanes run; 0 runs them in order.
 void set_seed(std::uint64_t seed);
 
-// The next launch runs nothing and returns the error.
-void fail_next_launch(cudaError_t error);
+// The next launch, or the one after so many others, runs nothing and returns the error.
+void fail_next_launch(cudaError_t error, int others = 0);
 
 // What the grid ahead of the next launch still does after that launch has started: called when its
 // first thread calls cudaGridDependencySynchronize.
@@ -60,5 +60,6 @@ struct LastLaunch {
 };
 
 LastLaunch last_launch();
+LastLaunch launch_before_last();
 
 }  // namespace cuda_emulation
