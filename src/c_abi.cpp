@@ -222,6 +222,15 @@ rmsnorm_status rmsnorm_cuda_mean_square(const rmsnorm_mean_square_params* p, voi
       rmsnorm::cuda::mean_square(to_params(*p), to_stream(stream), to_options(options)));
 }
 
+int64_t rmsnorm_cuda_backward_workspace(const rmsnorm_backward_params* p) {
+  return rmsnorm::cuda::backward_workspace(to_params(*p));
+}
+
+rmsnorm_status rmsnorm_cuda_backward(const rmsnorm_backward_params* p, void* stream,
+                                     const rmsnorm_cuda_launch_options* options) {
+  return to_status(rmsnorm::cuda::backward(to_params(*p), to_stream(stream), to_options(options)));
+}
+
 const char* rmsnorm_status_text(rmsnorm_status s) {
   rmsnorm::Status status;
   status.code = static_cast<Code>(s.code);

@@ -145,6 +145,11 @@ rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_params* p, void* strea
 rmsnorm_status rmsnorm_cuda_mean_square(const rmsnorm_mean_square_params* p, void* stream,
                                         const rmsnorm_cuda_launch_options* options);
 
+/* Two kernels where dweight or dbias is present; the workspace is device memory of so many bytes. */
+int64_t rmsnorm_cuda_backward_workspace(const rmsnorm_backward_params* p);
+rmsnorm_status rmsnorm_cuda_backward(const rmsnorm_backward_params* p, void* stream,
+                                     const rmsnorm_cuda_launch_options* options);
+
 /* Static strings: what is wrong (CUDA's own text for RMSNORM_CUDA_ERROR), with which argument, the
  * version, the instruction set in use (empty where RMSNORM_ISA names one that cannot run here). */
 const char* rmsnorm_status_text(rmsnorm_status s);

@@ -185,6 +185,7 @@ static void errors_have_names(void) {
 static void cuda_says_what_is_wrong(void) {
   double x[4] = {1, 2, 3, 4}, y[4] = {0, 0, 0, 0};
   rmsnorm_forward_params p;
+  rmsnorm_backward_params b;
   rmsnorm_mean_square_params m;
   rmsnorm_cuda_launch_options options;
   rmsnorm_status s;
@@ -194,6 +195,10 @@ static void cuda_says_what_is_wrong(void) {
   CHECK(s.code == RMSNORM_MISSING && strcmp(rmsnorm_argument_name(s), "x") == 0);
   s = rmsnorm_cuda_mean_square(&m, NULL, NULL);
   CHECK(s.code == RMSNORM_MISSING && s.cuda_error == 0);
+  rmsnorm_backward_params_init(&b);
+  s = rmsnorm_cuda_backward(&b, NULL, NULL);
+  CHECK(s.code == RMSNORM_MISSING && strcmp(rmsnorm_argument_name(s), "x") == 0);
+  CHECK(rmsnorm_cuda_backward_workspace(&b) == 0);
   rmsnorm_cuda_launch_options_init(&options);
   CHECK(options.device == RMSNORM_CUDA_CURRENT_DEVICE);
   CHECK(options.programmatic == 0 && options.constant_weight == 0);
@@ -207,6 +212,9 @@ static void cuda_says_what_is_wrong(void) {
   m.x = rmsnorm_matrix(x, RMSNORM_F64, 1, 4, 4);
   m.mean_square = rmsnorm_vector(y, RMSNORM_F64, 1);
   CHECK(rmsnorm_cuda_mean_square(&m, NULL, &options).code == s.code);
+  b.x = b.dy = m.x;
+  b.dx = rmsnorm_matrix(y, RMSNORM_F64, 1, 4, 4);
+  CHECK(rmsnorm_cuda_backward(&b, NULL, &options).code == s.code);
   CHECK(y[0] == 0);
 }
 

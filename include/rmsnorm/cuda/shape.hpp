@@ -74,13 +74,14 @@ constexpr RowShape gradient_shape(std::int64_t vectors, int version) {
 // multiprocessors: two blocks for each of them are 264, four are 528.
 //
 // Writing and reading a row of float sums moves 8 bytes a column, against 3 * 2 of each row of
-// 16-bit dy, x and dx: 4 % at 32 rows (of f32 and f64 the same at 16). From 32 rows on there are up
-// to 528 blocks, and more rows only beyond those; below, 264, whose sums (n KB) stay in the L2
-// cache. Fewer than 4 rows are not worth a block: its start and end take as long. A row of more
-// than 1024 vectors has several blocks of threads (or, without clusters, one that moves 32 KB at a
-// time): half as many.
+// 16-bit dy, x and dx: 4 % at 32 rows (of f32 and f64 the same at 16). Up to 32 rows there are 264
+// blocks, whose sums (n KB) stay in the L2 cache; then up to 528; then up to 128 rows for each
+// team, whose sum errs by 2^-17 of the magnitudes at most; then more blocks. Fewer than 4 rows are
+// not worth a block: its start and end take as long. A row of more than 1024 vectors has several
+// blocks of threads (or, without clusters, one that moves 32 KB at a time): half as many blocks of
+// rows.
 constexpr std::int64_t gradient_rows_per_block(std::int64_t rows, std::int64_t vectors) {
-  constexpr std::int64_t least = 4, enough = 32;
+  constexpr std::int64_t least = 4, enough = 32, most = 128;
   const std::int64_t blocks = vectors > 1024 ? 132 : 264;
   const std::int64_t together = gradient_shape(vectors, 0).rows_per_block;  // whatever the version
   std::int64_t share = (rows + blocks - 1) / blocks;
@@ -88,6 +89,7 @@ constexpr std::int64_t gradient_rows_per_block(std::int64_t rows, std::int64_t v
   if (share < least * together) share = least * together;
   const std::int64_t of_most = (rows + 2 * blocks - 1) / (2 * blocks);
   if (share < of_most) share = of_most;
+  if (share > most * together) share = most * together;
   return (share + together - 1) / together * together;
 }
 
