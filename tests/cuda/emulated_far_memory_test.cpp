@@ -91,5 +91,42 @@ TEST(EmulatedFarMemory, OffsetsAreSixtyFourBitsWide) {
   }
 }
 
+TEST(EmulatedFarMemory, OfGradientsToo) {
+  const DType t = DType::f32;
+  for (const std::int64_t row_stride : {far_rows, -far_rows, far_rows + 1, n}) {
+    const std::int64_t inner_stride = row_stride == n ? far_elements : 1;
+    const std::int64_t step = row_stride == n ? 1 : row_stride;
+    const auto bytes =
+        static_cast<std::size_t>(((rows - 1) * std::abs(step) + n * inner_stride) * 4);
+    const Sparse dy_memory(bytes), x_memory(bytes), dx_memory(bytes);
+    if (dy_memory.base() == nullptr || x_memory.base() == nullptr || dx_memory.base() == nullptr) {
+      GTEST_SKIP() << "no address space";
+    }
+    GradientCase c;
+    c.forward.sizes = {rows, n};
+    c.forward.weight = c.dweight = tensor(t);
+    BackwardProblem near(c, rmsnorm::cuda::backward_workspace);
+    const GradientResults expected = run_on_device(near);
+    near.run([](const rmsnorm::BackwardParams&) { return rmsnorm::Status(); }, "restoring");
+    rmsnorm::BackwardParams p = near.params();
+    const rmsnorm::Tensor dy = far_view(dy_memory, t, step, inner_stride);
+    const rmsnorm::Tensor x = far_view(x_memory, t, step, inner_stride);
+    p.dx = far_view(dx_memory, t, step, inner_stride);
+    for (std::int64_t i = 0; i < rows * n; ++i) {
+      store_bits(t, element(dy, i / n, i % n), near.dy.bits(i));
+      store_bits(t, element(x, i / n, i % n), near.x.bits(i));
+    }
+    p.dy = dy;
+    p.x = x;
+    const rmsnorm::Status status = rmsnorm::cuda::backward(p, nullptr);
+    ASSERT_TRUE(status.ok()) << name(status.argument) << ' ' << text(status.code);
+    for (std::int64_t i = 0; i < rows * n; ++i) {
+      ASSERT_EQ(load_bits(t, element(p.dx, i / n, i % n)), expected.dx[static_cast<std::size_t>(i)])
+          << i;
+    }
+    EXPECT_EQ(near.results().dweight, expected.dweight);
+  }
+}
+
 }  // namespace
 }  // namespace rmsnorm_test

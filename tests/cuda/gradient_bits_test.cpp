@@ -152,5 +152,29 @@ TEST(GradientBits, OfWeightsOfTheirOwn) {
   }
 }
 
+// What a row still needs must not have been overwritten: rows in registers, in clusters, in shared
+// memory and read again, by both ways to reach elements.
+TEST(GradientBits, OfLongRowsOverAnInputAreThoseInMemoryOfTheirOwn) {
+  for (const DType t : {DType::bf16, DType::f32}) {
+    for (const std::int64_t vectors : {200, 1030, 5300}) {
+      if (grid_is_small() && vectors > 1000) continue;
+      GradientCase c = case_of(t, 4, 5, vectors * (16 / rmsnorm::size_in_bytes(t)));
+      if (vectors == 200) c.forward.rstd = {};
+      for (const bool packed : {true, false}) {
+        if (!packed) c.forward.residual = tensor(t);
+        const GradientResults expected = run_rows(c, 0);
+        for (const GradientAlias alias : {GradientAlias::dy, GradientAlias::x,
+                                          GradientAlias::residual, GradientAlias::d_residual}) {
+          if (packed && alias == GradientAlias::residual) continue;
+          GradientCase over = c;
+          over.dx_over = alias;
+          expect_same(over, expected, run_rows(over, 0), "dx over an input");
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace rmsnorm_test

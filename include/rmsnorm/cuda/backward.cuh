@@ -52,18 +52,20 @@ class Backward {
   // A given rstd counts where a row of that magnitude is computed without scaling.
   __device__ __forceinline__ Normaliser<C> normaliser_of_row(const Row& row, C given_rstd,
                                                              bool active) {
+    const Normaliser<C> given = {given_rstd, {0}};
     const bool use_given = e_.has_rstd() && is_safe_rstd(given_rstd);
-    if (!team_.any(active && !use_given)) return {given_rstd, {0}};
-    Normaliser<C> computed;
+    if (!team_.any(active && !use_given)) return given;
+    const Normaliser<C> computed = computed_normaliser(row, active);
+    return use_given ? given : computed;
+  }
+  __device__ __forceinline__ Normaliser<C> computed_normaliser(const Row& row, bool active) {
     if constexpr (!Elements::is_packed) {
       if (p_.mean_square.present) {
-        computed = normaliser_of(active ? e_.mean_square(row) : 1.0, p_.statistics);
-        return use_given ? Normaliser<C>{given_rstd, {0}} : computed;
+        return normaliser_of(active ? e_.mean_square(row) : 1.0, p_.statistics);
       }
     }
     const auto mean = statistics_.mean_square(active);
-    computed = {mean.rstd, mean.scale};
-    return use_given ? Normaliser<C>{given_rstd, {0}} : computed;
+    return {mean.rstd, mean.scale};
   }
 
   // xhat and g of a vector.

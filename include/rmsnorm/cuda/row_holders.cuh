@@ -9,7 +9,7 @@ namespace rmsnorm {
 namespace cuda {
 namespace RMSNORM_HIDDEN detail {
 
-// Which of a row's vectors, and the how manieth of those that the thread has in registers.
+// One of a row's vectors, and its number among those that the thread has in registers.
 struct Place {
   std::int64_t vector;
   int slot;
