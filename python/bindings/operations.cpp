@@ -64,7 +64,7 @@ Status compute_on_cpu(const Call& call, const Placement&, const Params& params) 
 }
 
 Status compute_on_cpu(const Call& call, const Placement& placement, BackwardParams& params) {
-  Workspace workspace(placement);
+  Workspace workspace(call.x, placement);
   params.workspace_bytes = cpu::backward_workspace(params);
   params.workspace = workspace.allocate(params.workspace_bytes);
   const BackwardSteps steps = backward_steps(call, params);
@@ -78,15 +78,26 @@ Status launch(const MeanSquareParams& p, cudaStream_t stream, const cuda::Launch
   return cuda::mean_square(p, stream, options);
 }
 
-template <class Params>
-Status compute_on_cuda(const Placement& placement, const Params& params) {
+cuda::LaunchOptions on_device(const Placement& placement) {
   cuda::LaunchOptions options;
   options.device = placement.device;
-  return launch(params, reinterpret_cast<cudaStream_t>(placement.stream), options);
+  return options;
 }
 
-Status compute_on_cuda(const Placement&, const BackwardParams&) {
-  raise(PyExc_RuntimeError, "x: is on CUDA, where this build has no backward");
+cudaStream_t stream_of(const Placement& placement) {
+  return reinterpret_cast<cudaStream_t>(placement.stream);
+}
+
+template <class Params>
+Status compute_on_cuda(const Call&, const Placement& placement, const Params& params) {
+  return launch(params, stream_of(placement), on_device(placement));
+}
+
+Status compute_on_cuda(const Call& call, const Placement& placement, BackwardParams& params) {
+  Workspace workspace(call.x, placement);
+  params.workspace_bytes = cuda::backward_workspace(params);
+  params.workspace = workspace.allocate(params.workspace_bytes);
+  return cuda::backward(params, stream_of(placement), on_device(placement));
 }
 
 template <class Params>
@@ -94,7 +105,7 @@ void run(const Call& call, const Placement& placement) {
   Params params;
   Status status = make_parameters(call, params);
   if (status.ok())
-    status = placement.on_cuda ? compute_on_cuda(placement, params)
+    status = placement.on_cuda ? compute_on_cuda(call, placement, params)
                                : compute_on_cpu(call, placement, params);
   if (!status.ok()) raise_status(status, call);
 }

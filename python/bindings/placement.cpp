@@ -88,7 +88,9 @@ Placement place(Call& call, nb::handle stream) {
   }
   const ArrayView* first = decisive(call);
   if (first == nullptr) raise_device(call);
-  Placement placement = {true, first->device.id, 0};
+  Placement placement;
+  placement.on_cuda = true;
+  placement.device = first->device.id;
   for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && !is_reachable(view, placement.device)) raise_device(call);
@@ -96,6 +98,7 @@ Placement place(Call& call, nb::handle stream) {
   if (!cuda::build_info().built) raise_without_cuda(call);
   placement.stream =
       stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
+  placement.on_current_stream = stream.is_none();
   for (const Argument argument : call.array_arguments()) {
     ArrayView& view = *call.array(argument);
     if (view.present() && view.pending)

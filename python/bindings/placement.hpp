@@ -14,7 +14,8 @@ struct Call;
 struct Placement {
   bool on_cuda = false;
   int device = 0;
-  std::uintptr_t stream = 0;  // a cudaStream_t
+  std::uintptr_t stream = 0;      // a cudaStream_t
+  bool on_current_stream = true;  // of x's framework; the caller gave none
 };
 
 // From the devices of the call's arrays, which must agree, and the caller's stream: None, a handle

@@ -10,23 +10,35 @@ namespace {
 
 constexpr std::align_val_t alignment{64};
 
+// Whether x's framework has memory at hand that is given back in the order of the stream: CUDA's
+// own pool returns it to the device at every synchronisation.
+bool framework_allocates(const ArrayView& like, const Placement& placement) {
+  return placement.on_cuda && placement.on_current_stream && like.device.type == dlpack::cuda &&
+         (like.framework == Framework::torch || like.framework == Framework::cupy);
+}
+
 }  // namespace
 
 void* Workspace::allocate(std::int64_t bytes) {
   if (bytes == 0) return nullptr;
   const auto size = static_cast<std::size_t>(bytes);
+  if (framework_allocates(like_, placement_)) {
+    const std::int64_t floats = bytes / size_in_bytes(DType::f32);
+    array_.allocate(like_, placement_, DType::f32, &floats, 1);
+    return view_.data;
+  }
   if (placement_.on_cuda) {
     const int error = cuda::memory_allocate_async(
         &data_, size, reinterpret_cast<void*>(placement_.stream), placement_.device);
     if (error != 0)
       raise(PyExc_MemoryError, "workspace: allocating %lld bytes on cuda:%d failed: %s",
             static_cast<long long>(bytes), placement_.device, cuda_text(error));
-  } else {
-    data_ = ::operator new(size, alignment, std::nothrow);
-    if (data_ == nullptr)
-      raise(PyExc_MemoryError, "workspace: allocating %lld bytes failed",
-            static_cast<long long>(bytes));
+    return data_;
   }
+  data_ = ::operator new(size, alignment, std::nothrow);
+  if (data_ == nullptr)
+    raise(PyExc_MemoryError, "workspace: allocating %lld bytes failed",
+          static_cast<long long>(bytes));
   return data_;
 }
 

@@ -3,24 +3,32 @@
 
 #include <cstdint>
 
+#include "array_view.hpp"
 #include "placement.hpp"
+#include "results.hpp"
 
 namespace rmsnorm::python {
 
 class Workspace {
  public:
-  explicit Workspace(const Placement& placement) : placement_(placement) {}
+  // Of a call on arrays like `like`.
+  Workspace(const ArrayView& like, const Placement& placement)
+      : like_(like), placement_(placement) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   // On CUDA in the order of the stream: after the kernels that were launched until then.
   ~Workspace();
 
-  // At a multiple of 64 bytes, not initialised; null for no bytes. Raises MemoryError.
+  // At a multiple of 64 bytes, not initialised; null for no bytes. Raises MemoryError, or what the
+  // framework raises.
   void* allocate(std::int64_t bytes);
 
  private:
+  const ArrayView& like_;
   Placement placement_;
-  void* data_ = nullptr;
+  void* data_ = nullptr;  // of ours
+  ArrayView view_;        // of the framework's
+  Output array_{view_};
 };
 
 }  // namespace rmsnorm::python

@@ -96,6 +96,66 @@ def test_build_knows_the_device():
     assert tuple(cuda["devices"][0]["compute_capability"]) == capability
 
 
+def exact_gradients(dy, x, weight, eps=EPS):
+    x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    return torch.autograd.grad(exact_norm(x, weight, eps), (x, weight), dy.double())
+
+
+def assert_gradients_near(gradients, exact):
+    """Within roundings of the compute type, relative to the largest, and of the result's dtype."""
+    for actual, expected in zip(gradients, exact):
+        compute = F64 if actual.dtype == F64 else F32
+        absolute = 256 * torch.finfo(compute).eps * expected.abs().max().item()
+        relative = torch.finfo(actual.dtype).eps
+        assert torch.allclose(actual.double(), expected, rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)  # in a row of one dx cancels to nothing
+def test_torch_backward(shape, dtype):
+    dy, x, weight = (sample(s, dtype, i) for i, s in enumerate((shape, shape, shape[-1:])))
+    exact = exact_gradients(dy, x, weight)
+    dx, dweight, dbias = rmsnorm.rms_norm_backward(dy, x, weight, has_bias=True)
+    assert dx.device == x.device and dx.dtype == dweight.dtype == dbias.dtype == dtype
+    assert_gradients_near((dx, dweight), exact)
+    assert_gradients_near((dbias,), (dy.double().sum(tuple(range(len(shape) - 1))),))
+    again = rmsnorm.rms_norm_backward(dy, x, weight, has_bias=True, dx_out=dy)
+    assert again[0] is dy
+    for a, b in zip(again, (dx, dweight, dbias)):
+        assert_same(a, b)
+
+
+def test_torch_backward_on_a_given_stream():
+    dy, x, weight = sample((512, 4096), F32), sample((512, 4096), F32, 1), sample((4096,), F32, 2)
+    expected = rmsnorm.rms_norm_backward(dy, x, weight)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    outs = {"dx_out": torch.empty_like(dy), "dweight_out": torch.empty_like(weight)}
+    for _ in range(3):
+        rmsnorm.rms_norm_backward(dy, x, weight, stream=stream, **outs)
+    stream.synchronize()
+    for a, b in zip(outs.values(), expected):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rmsnorm_torch(dtype):
+    import rmsnorm.torch
+
+    dy, x = sample((64, 4096), dtype), sample((64, 4096), dtype, 1).requires_grad_()
+    norm = rmsnorm.torch.RMSNorm(4096, EPS, device="cuda", dtype=dtype)
+    torch.nn.init.normal_(norm.weight)
+    y = norm(x)
+    assert_within_budget(y.detach(), exact_norm(x.detach(), norm.weight.detach()))
+    gradients = torch.autograd.grad(y, (x, norm.weight), dy)
+    assert_gradients_near(gradients, exact_gradients(dy, x, norm.weight))
+    compiled = torch.compile(norm, fullgraph=True)
+    again = compiled(x)
+    assert_same(again, y)
+    for a, b in zip(torch.autograd.grad(again, (x, norm.weight), dy), gradients):
+        assert_same(a, b)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_torch_norm(shape, dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gradient_oracle
 import ml_dtypes
 import numpy as np
 import pytest
@@ -59,6 +60,61 @@ def test_every_function():
     mean = rmsnorm.mean_square(dx)
     assert_near(mean, np.mean(x.astype(np.float64) ** 2, axis=-1))
     assert_near(rmsnorm.rms_norm_apply(dx, mean, dw), reference(x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 8), (5, 64), (150, 300)])
+def test_backward(dtype, shape):
+    dy, x, weight = (sample(s, dtype, i) for i, s in enumerate((shape, shape, shape[-1:])))
+    arrays = [EmulatedArray(a) for a in (dy, x, weight)]
+    results = rmsnorm.rms_norm_backward(*arrays, has_bias=True)
+    assert all(type(r) is EmulatedArray and r.dtype == dtype for r in results)
+    expected = gradient_oracle.gradients(
+        dy, x, weight, results=[dtype], bias_shape=weight.shape, eps=1e-6
+    )
+    gradient_oracle.judge(expected, tuple(r.host for r in results))
+    again = rmsnorm.rms_norm_backward(*arrays, has_bias=True)
+    for a, b in zip(results, again):
+        np.testing.assert_array_equal(a.host.view(np.uint8), b.host.view(np.uint8))
+
+
+def test_backward_with_every_array_on_the_device():
+    dy, x, extra = (sample((7, 64), seed=i) for i in range(3))
+    weight, mean_square = sample(64, seed=3), np.abs(sample(7, seed=4)) + 1
+    given = {"d_residual": extra, "residual": extra, "mean_square": mean_square}
+    expected = gradient_oracle.gradients(
+        dy, x, weight, results=[], bias_shape=weight.shape, **given
+    )
+    out = EmulatedArray(dy.copy())
+    results = rmsnorm.rms_norm_backward(
+        out,
+        EmulatedArray(x),
+        EmulatedArray(weight),
+        has_bias=True,
+        dx_out=out,
+        **{k: EmulatedArray(v) for k, v in given.items()},
+    )
+    assert results[0] is out
+    gradient_oracle.judge(expected, tuple(r.host for r in results))
+
+
+def test_backward_on_a_stream_and_errors():
+    arrays = [EmulatedArray(sample(s)) for s in ((3, 64), (3, 64), 64)]
+    rmsnorm.rms_norm_backward(*arrays, stream=0x1230)
+    assert all(a.streams == [0x1230] for a in arrays)
+    out = EmulatedArray(np.full((3, 64), 7, np.float32))
+    with pytest.raises(ValueError, match=r"^rstd: is on cpu while x is on cuda:0|^x: is on cuda:0"):
+        rmsnorm.rms_norm_backward(*arrays, np.ones(3, np.float32), dx_out=out)
+    with pytest.raises(ValueError, match=r"^weight: expected shape \(64,\)"):
+        rmsnorm.rms_norm_backward(*arrays[:2], EmulatedArray(sample(63)), dx_out=out)
+    with pytest.raises(ValueError, match=r"^dx_out: overlaps the memory of weight"):
+        row = EmulatedArray(sample((1, 64)))
+        rmsnorm.rms_norm_backward(
+            *(EmulatedArray(sample((1, 64))) for _ in range(2)),
+            EmulatedArray(row.host[0]),
+            dx_out=row,
+        )
+    assert (out.host == 7).all()
 
 
 def test_outputs_are_written_in_place():
