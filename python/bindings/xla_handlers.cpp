@@ -161,6 +161,8 @@ void read_call(const CallFrame& frame, Call& call) {
 
 // ---- memory for one call ----
 
+constexpr std::size_t workspace_alignment = 64;
+
 class HostWorkspace {
  public:
   explicit HostWorkspace(std::int64_t bytes)
@@ -172,8 +174,35 @@ class HostWorkspace {
   void* data() const { return memory_; }
 
  private:
-  static constexpr std::align_val_t alignment{64};
+  static constexpr std::align_val_t alignment{workspace_alignment};
   void* memory_;
+};
+
+// From XLA's allocator, which gives the memory to nobody else before the stream has come to the end
+// of this call.
+class DeviceWorkspace {
+ public:
+  DeviceWorkspace(const CallFrame& frame, std::int64_t bytes)
+      : frame_(frame), bytes_(static_cast<std::size_t>(bytes)) {
+    if (bytes == 0) return;
+    AllocateDeviceMemory request = {sizeof(AllocateDeviceMemory), nullptr, frame.context, bytes_,
+                                    workspace_alignment,          nullptr};
+    require_success(frame.api->allocate_device_memory(&request));
+    data_ = request.data;
+  }
+  DeviceWorkspace(const DeviceWorkspace&) = delete;
+  DeviceWorkspace& operator=(const DeviceWorkspace&) = delete;
+  ~DeviceWorkspace() {
+    if (data_ == nullptr) return;
+    FreeDeviceMemory request = {sizeof(FreeDeviceMemory), nullptr, frame_.context, bytes_, data_};
+    discard(frame_, frame_.api->free_device_memory(&request));
+  }
+  void* data() const { return data_; }
+
+ private:
+  const CallFrame& frame_;
+  std::size_t bytes_;
+  void* data_ = nullptr;
 };
 
 // ---- platforms ----
@@ -202,11 +231,20 @@ struct Cpu {
 };
 
 struct Cuda {
+  // A graph that is replayed would use the workspace of backward after it was freed.
   template <class Params>
-  static constexpr std::uint32_t traits = trait_command_buffer_compatible;
+  static constexpr std::uint32_t traits =
+      std::is_same<Params, ForwardParams>::value ? trait_command_buffer_compatible : 0;
 
   static Status run(const CallFrame& frame, const Call&, const ForwardParams& params) {
     return cuda::forward(params, stream_of(frame));
+  }
+
+  static Status run(const CallFrame& frame, const Call&, BackwardParams& params) {
+    params.workspace_bytes = cuda::backward_workspace(params);
+    const DeviceWorkspace workspace(frame, params.workspace_bytes);
+    params.workspace = workspace.data();
+    return cuda::backward(params, stream_of(frame));
   }
 
   static const char* error_text(const Status& status) { return cuda::error_text(status); }
@@ -297,6 +335,7 @@ nb::dict handlers() {
   if (cuda::build_info().built) {
     nb::dict on_cuda;
     on_cuda["rmsnorm_forward"] = capsule_of(handle<Cuda, ForwardParams>);
+    on_cuda["rmsnorm_backward"] = capsule_of(handle<Cuda, BackwardParams>);
     platforms["CUDA"] = on_cuda;
   }
   return platforms;
