@@ -9,7 +9,8 @@
 //
 // Contract: contract.hpp. A call checks its parameters, launches one kernel on the given stream (or
 // two: backward) and returns; it allocates nothing, waits for nothing and may be captured into a
-// graph. The first call on a device asks for its architecture. All rows of the tensors are computed.
+// graph. The first call on a device asks for its architecture. All rows of the tensors are
+// computed.
 //
 // The bits of a row depend on the row, the dtypes and options, and the architecture: not on the
 // number of rows, strides, alignment, stream or run. Those of dweight and dbias depend on all rows
@@ -51,8 +52,8 @@ Status mean_square(const MeanSquareParams& p, cudaStream_t stream,
 // Gradients of all rows, by one kernel, and a second one where dweight or dbias is present. The
 // workspace is device memory of backward_workspace(p) bytes, which depend on sizes and dtypes alone
 // (0 without dweight and dbias, and for parameters that check() refuses); its contents mean nothing
-// before and after, and must not be touched until the kernels are done. After an error of the second
-// launch dx is computed, and dweight and dbias are not.
+// before and after, and must not be touched until the kernels are done. After an error of the
+// second launch dx is computed, and dweight and dbias are not.
 std::int64_t backward_workspace(const BackwardParams& p) noexcept;
 Status backward(const BackwardParams& p, cudaStream_t stream,
                 const LaunchOptions& options = LaunchOptions()) noexcept;

@@ -145,7 +145,8 @@ rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_params* p, void* strea
 rmsnorm_status rmsnorm_cuda_mean_square(const rmsnorm_mean_square_params* p, void* stream,
                                         const rmsnorm_cuda_launch_options* options);
 
-/* Two kernels where dweight or dbias is present; the workspace is device memory of so many bytes. */
+/* Two kernels where dweight or dbias is present; the workspace is device memory of so many bytes.
+ */
 int64_t rmsnorm_cuda_backward_workspace(const rmsnorm_backward_params* p);
 rmsnorm_status rmsnorm_cuda_backward(const rmsnorm_backward_params* p, void* stream,
                                      const rmsnorm_cuda_launch_options* options);

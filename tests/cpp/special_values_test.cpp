@@ -214,5 +214,26 @@ TEST(SpecialValues, StridesOfSizeOneMayBeAnything) {
   }
 }
 
+// 1 / sqrt(eps) may be beyond the compute type, and zero times infinity is no zero.
+TEST(SpecialValues, RowsOfZerosAreZeroUnderAnyPositiveEpsilon) {
+  for (const DType t : all_dtypes) {
+    for (const double eps : {1e-300, 1e-80, 1e-40, 1e-6, 1e100}) {
+      Case c;
+      c.sizes = {2, 37};
+      c.x = c.y = c.weight = tensor(t);
+      c.eps = eps;
+      ForwardProblem problem(c);
+      for (std::int64_t i = 0; i < 37; ++i) problem.x.set(i, 0);
+      problem.keep();
+      for (const Implementation& f : implementations()) {
+        const Results got = f.run(problem);
+        for (std::size_t i = 0; i < 37; ++i) {
+          EXPECT_EQ(decode(t, got.y[i]), 0) << f.name << " eps " << eps << ' ' << describe(c);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace rmsnorm_test

@@ -29,10 +29,10 @@ struct Scale {
   }
 };
 
-// A row with an infinity, a NaN or nothing but zeros is left as it is.
+// A row with an infinity or a NaN is left as it is, and one of nothing but zeros where eps is zero.
 template <class C>
 __device__ __forceinline__ int exponent_of_row(unsigned long long largest, double eps) {
-  if (largest == 0 || largest >= infinity_bits<C>()) return 0;
+  if (largest >= infinity_bits<C>() || (largest == 0 && eps == 0.0)) return 0;
   return exponent_to_one(magnitude_of_bits<C>(largest), eps);
 }
 
