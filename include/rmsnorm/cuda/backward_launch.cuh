@@ -220,10 +220,11 @@ cudaError_t launch_sums(const BackwardParams& p, const RowLayout& layout, const 
   a.block_stride = like.sums.block_stride;
   a.tiles = (layout.n() + tile_columns - 1) / tile_columns;
   int outputs = 0;
-  if (p.dweight.present()) {
+  // Without data: no elements to write.
+  if (layout.operand(role_dweight).present && layout.operand(role_dweight).data != nullptr) {
     set_output(&a.outputs[outputs++], p, layout, like.blocks, role_dweight, like.sums.dweight);
   }
-  if (p.dbias.present()) {
+  if (layout.operand(role_dbias).present && layout.operand(role_dbias).data != nullptr) {
     set_output(&a.outputs[outputs++], p, layout, like.blocks, role_dbias, like.sums.dbias);
   }
   std::int64_t rows = 0;
