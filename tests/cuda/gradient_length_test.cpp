@@ -273,7 +273,7 @@ TEST(GradientLength, BlocksOfRowsAreAFunctionOfSizes) {
   EXPECT_EQ(gradient_rows_per_block(1 << 20, 16) % 16, 0);
   EXPECT_LE(blocks(1 << 20, 16), 528);
   // Rows that several blocks of threads share.
-  EXPECT_EQ(blocks(1 << 15, 2048), 264);
+  EXPECT_EQ(blocks(128 * 264, 2048), 264);
   for (const std::int64_t vectors : {0, 1, 7, 32, 64, 65, 1024, 1025, 1 << 17}) {
     for (const int rows : {1, 5, 100, 5000, 1 << 20}) {
       EXPECT_GE(gradient_rows_per_block(rows, vectors), 4);
