@@ -41,18 +41,31 @@ multiprocessors = {
 }
 default_architectures = ["75", "80", "90", "100", "120"]
 
-# What ptxas 13.0 gives up to come down to 64 registers, for another block of 512 threads: up to 16
+# What ptxas 13.0 gives up to come down to 64 registers, for another block of 512 threads: up to 24
 # bytes of stack in these kernels.
-tolerated_stack = 16
+tolerated_stack = 24
 tolerated = {
     "100": {
+        "backward_reading_again<PackedGradients<double, double, false>>",
+        "forward_in_registers<PackedElements<double, double, true>, 2>",
         "forward_in_registers<PackedElements<float, float, false>, 4>",
+        "forward_in_registers<PackedElements<rmsnorm::bfloat16, float, false>, 1>",
         "forward_in_registers<PackedElements<rmsnorm::bfloat16, rmsnorm::bfloat16, false>, 4>",
+        "forward_in_registers<PackedElements<rmsnorm::float16, float, false>, 1>",
         "forward_in_registers<PackedElements<rmsnorm::float16, rmsnorm::float16, false>, 4>",
         "forward_reading_again<PackedElements<float, float, false>, 4>",
         "forward_reading_again<PackedElements<rmsnorm::bfloat16, float, false>, 4>",
         "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
-    }
+    },
+    "120": {
+        "backward_reading_again<PackedGradients<double, double, false>>",
+        "backward_reading_again<PackedGradients<float, float, false>>",
+        "backward_reading_again<PackedGradients<float, float, true>>",
+        "backward_reading_again<PackedGradients<rmsnorm::bfloat16, float, false>>",
+        "backward_reading_again<PackedGradients<rmsnorm::float16, float, false>>",
+        "forward_reading_again<PackedElements<rmsnorm::bfloat16, rmsnorm::bfloat16, false>, 4>",
+        "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
+    },
 }
 
 
@@ -94,11 +107,11 @@ def expected_kernels() -> dict[str, Expected]:
                 )
             elements = f"PackedGradients<{element}, {weight}, {str(residual).lower()}>"
             for name, vectors in [
-                ("backward_in_registers", 1),
-                ("backward_in_registers", 2),
-                ("backward_reading_again", 2),
+                (f"backward_in_registers<{elements}, 1>", 1),
+                (f"backward_in_registers<{elements}, 2>", 2),
+                (f"backward_reading_again<{elements}>", 1),
             ]:
-                kernels[f"{name}<{elements}, {vectors}>"] = Expected(
+                kernels[name] = Expected(
                     packed=True,
                     loads=vectors * (2 + residual + loads_of_weight),
                     stores=vectors * 2,
@@ -106,7 +119,7 @@ def expected_kernels() -> dict[str, Expected]:
                 )
     for elements in ("float, 4", "float, 8", "double, 2"):
         kernels[f"forward_reading_again<AnyElements<{elements}>, 1>"] = Expected(packed=False)
-        kernels[f"backward_reading_again<AnyGradients<{elements}>, 1>"] = Expected(packed=False)
+        kernels[f"backward_reading_again<AnyGradients<{elements}>>"] = Expected(packed=False)
     return kernels
 
 

@@ -41,10 +41,10 @@ cudaError_t launch_gradients(Kernel<typename Elements::Params> kernel, const Row
                        shared_bytes + team_sums_bytes<Elements>(shape, p), launch);
 }
 
-template <class Elements, int at_once>
+template <class Elements>
 cudaError_t launch_gradients_reading_again(const RowShape& shape, typename Elements::Params p,
                                            const Launch& launch) {
-  const Kernel<typename Elements::Params> kernel = backward_reading_again<Elements, at_once>;
+  const Kernel<typename Elements::Params> kernel = backward_reading_again<Elements>;
   std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
   if (shape.vectors == 0) {
     const cudaError_t error = stage_rows<Elements>(kernel, shape, launch, &p, &bytes);
@@ -64,7 +64,7 @@ cudaError_t launch_packed_gradients(const RowShape& shape, const typename Elemen
     case 2:
       return launch_gradients<Elements>(backward_in_registers<Elements, 2>, shape, p, bytes,
                                         launch);
-    default: return launch_gradients_reading_again<Elements, 2>(shape, p, launch);
+    default: return launch_gradients_reading_again<Elements>(shape, p, launch);
   }
 }
 
@@ -202,12 +202,12 @@ inline cudaError_t launch_rows(const BackwardParams& p, const RowLayout& layout,
   const RowShape shape = gradient_shape(vectors_of(layout, width), launch.architecture.version);
   if (is_packed(p, layout)) return launch_packed_gradients_of(p, layout, shape, launch);
   if (compute_type(p) == DType::f64) {
-    return launch_gradients_reading_again<AnyGradients<double, 2>, 1>(
+    return launch_gradients_reading_again<AnyGradients<double, 2>>(
         shape, any_gradient_params<double>(p, layout, shape, launch.options), launch);
   }
   const AnyGradientParams<float> a = any_gradient_params<float>(p, layout, shape, launch.options);
-  return width == 8 ? launch_gradients_reading_again<AnyGradients<float, 8>, 1>(shape, a, launch)
-                    : launch_gradients_reading_again<AnyGradients<float, 4>, 1>(shape, a, launch);
+  return width == 8 ? launch_gradients_reading_again<AnyGradients<float, 8>>(shape, a, launch)
+                    : launch_gradients_reading_again<AnyGradients<float, 4>>(shape, a, launch);
 }
 
 template <class C>
