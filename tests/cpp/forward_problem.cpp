@@ -255,13 +255,17 @@ Results ForwardProblem::results() {
   return out;
 }
 
-bool result_is_checked(const Case& c) {
+bool result_is_checked(std::initializer_list<TensorSpec> tensors) {
   const char* f16 = std::getenv("RMSNORM_TEST_F16");
   if (f16 == nullptr || std::strcmp(f16, "unchecked") != 0) return true;
-  for (const TensorSpec& t : {c.x, c.residual, c.weight, c.bias, c.y, c.residual_out}) {
+  for (const TensorSpec& t : tensors) {
     if (t.present && t.dtype == DType::f16) return false;
   }
   return true;
+}
+
+bool result_is_checked(const Case& c) {
+  return result_is_checked({c.x, c.residual, c.weight, c.bias, c.y, c.residual_out});
 }
 
 void expect_same(const Case& c, const Results& expected, const Results& got,

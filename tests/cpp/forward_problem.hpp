@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,8 @@ std::string describe(const Case& c);
 // False for a case with an f16 tensor under RMSNORM_TEST_F16=unchecked: Bochs 2.7 rounds exact ties
 // of the conversion to f16 away from zero. Such a case still runs, within its memory bounds.
 bool result_is_checked(const Case& c);
+// The same of these tensors.
+bool result_is_checked(std::initializer_list<TensorSpec> tensors);
 
 // Sizes of weight and bias of the case.
 std::vector<std::int64_t> weight_sizes(const Case& c, Broadcast broadcast);
