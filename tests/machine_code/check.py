@@ -139,7 +139,8 @@ def short_names(mangled: list[str]) -> dict[str, str]:
     names = {}
     for symbol, name in zip(mangled, text.splitlines(), strict=True):
         name = name.replace("rmsnorm::cuda::detail::", "").removeprefix("void ")
-        names[symbol] = name.split(">(")[0] + ">" if ">(" in name else name
+        name = name.split(">(")[0] + ">" if ">(" in name else name
+        names[symbol] = name.replace("> >", ">>")
     return names
 
 
