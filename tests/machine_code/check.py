@@ -46,7 +46,6 @@ default_architectures = ["75", "80", "90", "100", "120"]
 tolerated_stack = 24
 tolerated = {
     "100": {
-        "backward_reading_again<PackedGradients<double, double, false>>",
         "forward_in_registers<PackedElements<double, double, true>, 2>",
         "forward_in_registers<PackedElements<float, float, false>, 4>",
         "forward_in_registers<PackedElements<rmsnorm::bfloat16, float, false>, 1>",
@@ -58,11 +57,6 @@ tolerated = {
         "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
     },
     "120": {
-        "backward_reading_again<PackedGradients<double, double, false>>",
-        "backward_reading_again<PackedGradients<float, float, false>>",
-        "backward_reading_again<PackedGradients<float, float, true>>",
-        "backward_reading_again<PackedGradients<rmsnorm::bfloat16, float, false>>",
-        "backward_reading_again<PackedGradients<rmsnorm::float16, float, false>>",
         "forward_reading_again<PackedElements<rmsnorm::bfloat16, rmsnorm::bfloat16, false>, 4>",
         "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
     },

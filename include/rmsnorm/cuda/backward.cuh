@@ -192,9 +192,10 @@ __global__ void __launch_bounds__(max_threads)
   differentiate_rows<SumsInRegisters<Elements, vectors>>(p, block, e, team, holder);
 }
 
-// One vector at a time: with two, code for compute capability 10.0 and 12.0 spilled.
+// One vector at a time: two spilled a kilobyte in code for compute capability 10.0 and 12.0. One
+// block a multiprocessor is enough, or ptxas spills to make room for two.
 template <class Elements>
-__global__ void __launch_bounds__(max_threads)
+__global__ void __launch_bounds__(max_threads, 1)
     backward_reading_again(const __grid_constant__ typename Elements::Params p) {
   std::int64_t block;
   if (!find_block(p, &block)) return;
