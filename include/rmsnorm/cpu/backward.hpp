@@ -8,9 +8,9 @@
 
 #include "../check.hpp"
 #include "../gradient_blocks.hpp"
-#include "memory.hpp"
 #include "row_blocks.hpp"
 #include "statistics.hpp"
+#include "traffic.hpp"
 
 namespace rmsnorm {
 namespace cpu {
@@ -44,6 +44,7 @@ class Backward {
         sums_(p, layout.n()),
         blocks_(gradient_blocks(layout)),
         source_(layout, table),
+        traffic_(layout, {role_dy, role_x, role_d_residual, role_dx}, role_dx),
         order_(static_cast<int>(gradient_order(p))),
         statistics_(statistic_count(layout.n(), p.partial), p.eps, choose_sum_kind(p)),
         addend_role_(p.residual.present() ? role_residual : role_none) {
@@ -52,20 +53,17 @@ class Backward {
     choose_kernels(table);
     const std::int64_t row_bytes =
         layout.n() * (size_in_bytes(p.x.dtype) + size_in_bytes(p.dy.dtype));
-    const std::int64_t least = shares_sums(p.x.dtype, layout.n()) ? 2 : 1;
-    const std::int64_t group = row_bytes > 0 ? group_bytes / row_bytes : 1;
-    group_ = group < least ? least : group > max_group ? max_group : group;
+    rows_.streams = differentiate_ != nullptr && traffic_.streams();
+    group_ =
+        traffic_.rows_of_group(row_bytes, p.x.dtype, shares_sums(p.x.dtype, layout.n()) ? 2 : 1);
   }
 
   void run(std::int64_t block_begin, std::int64_t block_end) {
     for (std::int64_t b = block_begin; b < block_end; ++b) run_block(b);
-    if (rows_.streaming.on) finish_streams();
+    if (rows_.streams) finish_streams();
   }
 
  private:
-  static constexpr std::int64_t max_group = 16;
-  static constexpr std::int64_t group_bytes = 16 * 1024;
-
   // As forward does where y has the dtype of dy.
   static SumKind choose_sum_kind(const BackwardParams& p) {
     return sum_kind_of(p.x.dtype, is_16_bit(p.dy.dtype) && !p.residual.present());
@@ -104,27 +102,13 @@ class Backward {
     const RowRange range = blocks_.rows_of(index);
     RowCursor cursor(layout_, range.begin);
     set_strides(cursor);
-    rows_.streaming.on = streams(cursor);
     for (std::int64_t left = range.end - range.begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
-      run_rows(cursor, rows);
+      run_rows(cursor, rows, left);
       cursor.advance(rows);
       left -= rows;
     }
-  }
-
-  // As in forward.hpp.
-  bool streams(const RowCursor& cursor) const {
-    if (differentiate_ == nullptr || !cursor.can_stream(role_dx)) return false;
-    std::int64_t bytes = 0;
-    for (const Role role : {role_dy, role_x, role_d_residual, role_dx}) {
-      const Operand& o = layout_.operand(role);
-      if (!o.present) continue;
-      if (role != role_dx && o.data == layout_.operand(role_dx).data) return false;
-      bytes += size_in_bytes(o.dtype);
-    }
-    return bytes * layout_.n() * layout_.rows() >= streaming_bytes();
   }
 
   void set_strides(const RowCursor& cursor) {
@@ -133,10 +117,14 @@ class Backward {
     rows_.w_stride = cursor.stride(role_weight);
     rows_.d_residual_stride = cursor.stride(role_d_residual);
     rows_.dx_stride = cursor.stride(role_dx);
+    rows_.dy_ahead = cursor.ahead(role_dy);
+    rows_.x_ahead = cursor.ahead(role_x);
+    rows_.d_residual_ahead = cursor.ahead(role_d_residual);
+    rows_.dx_ahead = cursor.ahead(role_dx);
     rows_.n = layout_.n();
   }
 
-  void run_rows(const RowCursor& cursor, std::int64_t rows) {
+  void run_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left) {
     RowScale scales[max_group];
     double rstd[max_group], correlations[max_group];
     bool all_plain = correlate_ != nullptr;
@@ -157,7 +145,7 @@ class Backward {
     rows_.rows = rows;
     rows_.rstd = rstd;
     rows_.correlations = correlations;
-    if (rows_.streaming.on) set_next(cursor, rows, {role_dy, role_x}, &rows_.streaming);
+    rows_.next = traffic_.next_rows(cursor, rows, left, role_dy, role_x);
     correlate_(rows_);
     for (std::int64_t i = 0; i < rows; ++i) correlations[i] = mean_correlation(correlations[i]);
     differentiate_(rows_);
@@ -191,7 +179,8 @@ class Backward {
     }
     if (p_.mean_square.present()) return;
     if (sum_ != nullptr) {
-      sum_(cursor.row(role_x), cursor.stride(role_x), statistics_.count(), rows, mean_square);
+      sum_({cursor.row(role_x), cursor.stride(role_x), cursor.ahead(role_x), statistics_.count(),
+            rows, mean_square});
     } else {
       for (std::int64_t i = 0; i < rows; ++i) {
         source_.set(cursor, i, role_x, addend_role_);
@@ -291,13 +280,14 @@ class Backward {
   GradientSums sums_;
   GradientBlocks blocks_;
   RowSource<C> source_;
+  Traffic traffic_;
   int order_;
   RowStatistics<C> statistics_;
   Role addend_role_;
   GradientKernel correlate_, differentiate_;
-  SumRows sum_;
+  SumKernel sum_;
   GradientRows rows_;
-  std::int64_t group_;
+  int group_;
   alignas(64) C dy_[block];
   alignas(64) C g_[block];
   alignas(64) C xhat_[block];

@@ -7,17 +7,13 @@
 #include <cstdint>
 
 #include "../check.hpp"
-#include "memory.hpp"
 #include "row_blocks.hpp"
 #include "statistics.hpp"
+#include "traffic.hpp"
 
 namespace rmsnorm {
 namespace cpu {
 namespace detail {
-
-// Rows of a group, and the bytes of them that are read again from the nearest cache.
-constexpr int max_group = 16;
-constexpr std::int64_t group_bytes = 16 * 1024;
 
 template <class C>
 class Forward {
@@ -27,6 +23,7 @@ class Forward {
         layout_(layout),
         table_(table),
         source_(layout, table),
+        traffic_(layout, {role_x, role_residual, role_y, role_residual_out}, role_y),
         normalised_dtype_(dtype_normalised(p)),
         sum_kind_(choose_sum_kind()),
         statistics_(statistic_count(layout.n(), p.partial), p.eps, sum_kind_) {
@@ -41,9 +38,9 @@ class Forward {
         !p.residual.present() && is_plain(role_x, p.x.dtype) && kernels_sum_alike(p.x.dtype);
     sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
     apply_ = choose_apply();
-    const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
-    const std::int64_t group = row_bytes > 0 ? group_bytes / row_bytes : 1;
-    group_ = group < 1 ? 1 : group > max_group ? max_group : static_cast<int>(group);
+    apply_rows_.streams = apply_ != nullptr && traffic_.streams();
+    group_ =
+        traffic_.rows_of_group(layout.n() * size_in_bytes(normalised_dtype_), normalised_dtype_, 1);
   }
 
   // Rows go through three steps in groups: between the statistics of a row and its first product
@@ -53,7 +50,6 @@ class Forward {
     double v[max_group], rstd[max_group];
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
-    apply_rows_.streaming.on = streams(cursor);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
@@ -65,14 +61,14 @@ class Forward {
         rstd[i] = reciprocal_root<C>(v[i]);
       }
       if (all_safe && apply_ != nullptr) {
-        apply_rows(cursor, rows, rstd);
+        apply_rows(cursor, rows, left, rstd);
       } else {
         for (std::int64_t i = 0; i < rows; ++i) apply_in_blocks(cursor, i, v[i], rstd[i]);
       }
       cursor.advance(rows);
       left -= rows;
     }
-    if (apply_rows_.streaming.on) finish_streams();
+    if (apply_rows_.streams) finish_streams();
   }
 
  private:
@@ -95,7 +91,7 @@ class Forward {
   bool kernels_sum_alike(DType t) const { return sum_kind_of(t, true) == sum_kind_; }
 
   // The kernel that adds, stores and squares in one pass; the norm then reads residual_out.
-  AddSumRows choose_add() const {
+  AddSumKernel choose_add() const {
     const DType t = p_.x.dtype;
     // Without rounding the norm would need the sum as it was before the store, unless the store is
     // exact.
@@ -105,7 +101,7 @@ class Forward {
     return fused ? table_.add_sum_rows[static_cast<int>(t)] : nullptr;
   }
 
-  Apply choose_apply() const {
+  ApplyKernel choose_apply() const {
     const DType t = operand(source_role_).dtype;
     if (addend_role_ != role_none || p_.bias.present()) return nullptr;
     if (!is_plain(source_role_, t) || !is_plain(role_y, t)) return nullptr;
@@ -119,30 +115,23 @@ class Forward {
     return table_.apply[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
   }
 
-  // Of all rows of the call, so that it does not matter how they are split over threads. An output
-  // over an input is in the cache already.
-  bool streams(const RowCursor& cursor) const {
-    if (apply_ == nullptr || !cursor.can_stream(role_y)) return false;
-    std::int64_t bytes = 0;
-    for (const Role role : {role_x, role_residual, role_y, role_residual_out}) {
-      const Operand& o = operand(role);
-      if (!o.present) continue;
-      if (role != role_y && o.data == operand(role_y).data) return false;
-      bytes += size_in_bytes(o.dtype);
-    }
-    return bytes * layout_.n() * layout_.rows() >= streaming_bytes();
-  }
-
   // What the kernels' arguments have in common for all groups of rows.
   void set_strides(const RowCursor& cursor) {
+    sum_rows_.x_stride = cursor.stride(role_x);
+    sum_rows_.x_ahead = cursor.ahead(role_x);
+    sum_rows_.n = statistics_.count();
     add_rows_.x_stride = cursor.stride(role_x);
     add_rows_.residual_stride = cursor.stride(role_residual);
     add_rows_.out_stride = cursor.stride(role_residual_out);
+    add_rows_.x_ahead = cursor.ahead(role_x);
+    add_rows_.residual_ahead = cursor.ahead(role_residual);
+    add_rows_.out_ahead = cursor.ahead(role_residual_out);
     add_rows_.n = layout_.n();
     add_rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
     apply_rows_.x_stride = cursor.stride(source_role_);
     apply_rows_.w_stride = cursor.stride(role_weight);
     apply_rows_.y_stride = cursor.stride(role_y);
+    apply_rows_.y_ahead = cursor.ahead(role_y);
     apply_rows_.n = layout_.n();
     apply_rows_.offset = offset_;
   }
@@ -164,7 +153,10 @@ class Forward {
       return;
     }
     if (sum_ != nullptr) {
-      sum_(cursor.row(role_x), cursor.stride(role_x), statistics_.count(), rows, mean_square);
+      sum_rows_.x = cursor.row(role_x);
+      sum_rows_.rows = rows;
+      sum_rows_.sums = mean_square;
+      sum_(sum_rows_);
     } else if (fused_add_ == nullptr) {
       for (std::int64_t i = 0; i < rows; ++i) {
         source_.set(cursor, i, source_role_, addend_role_);
@@ -180,7 +172,7 @@ class Forward {
     write_statistic(cursor.row(role_rstd, i), p_.rstd.dtype, value);
   }
 
-  void apply_rows(const RowCursor& cursor, std::int64_t rows, double* rstd) {
+  void apply_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left, double* rstd) {
     if (p_.rstd.present()) {
       for (std::int64_t i = 0; i < rows; ++i) write_rstd(cursor, i, {rstd[i], 0});
     }
@@ -192,10 +184,8 @@ class Forward {
     apply_rows_.y = cursor.row(role_y);
     apply_rows_.rows = rows;
     apply_rows_.rstd = rstd;
-    if (apply_rows_.streaming.on) {
-      const Role next[] = {role_x, fused_add_ != nullptr ? role_residual : role_none};
-      set_next(cursor, rows, next, &apply_rows_.streaming);
-    }
+    apply_rows_.next = traffic_.next_rows(cursor, rows, left, role_x,
+                                          fused_add_ != nullptr ? role_residual : role_none);
     apply_(apply_rows_);
   }
 
@@ -268,16 +258,18 @@ class Forward {
   const RowLayout& layout_;
   const KernelTable& table_;
   RowSource<C> source_;
+  Traffic traffic_;
   DType normalised_dtype_;
   SumKind sum_kind_;
   RowStatistics<C> statistics_;
   DType weight_dtype_;
   double offset_;
-  AddSumRows fused_add_;
+  AddSumKernel fused_add_;
   Role source_role_;
   Role addend_role_;
-  SumRows sum_;
-  Apply apply_;
+  SumKernel sum_;
+  ApplyKernel apply_;
+  SumRows sum_rows_;
   AddRows add_rows_;
   ApplyRows apply_rows_;
   int group_;

@@ -72,7 +72,9 @@ RMSNORM_KERNEL void correlate(const GradientRows& a) {
     Accumulator::start(&sum);
     sum_blocks<Accumulator>(
         a.n, &sum,
-        [&f, dy, x, w](Accumulator& acc, std::int64_t i) {
+        [&a, &f, dy, x, w](Accumulator& acc, std::int64_t i) {
+          fetch(dy + i, a.dy_ahead);
+          fetch(x + i, a.x_ahead);
           correlate_step<T, W>(acc, dy + i, x + i, is_weight<W> ? w + i : w, f);
         },
         [&f, dy, x, w](Accumulator& acc, std::int64_t i, std::int64_t left) {
@@ -190,10 +192,11 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
   for_each_step(
       a.n,
       [&](std::int64_t i) {
-        if constexpr (streams) {
-          for_each_register<rows>(
-              [&](int k) { fetch_next<T>(NextRows(a.streaming, first + k).rows, i); });
-        }
+        for_each_register<rows>([&](int k) {
+          if constexpr (fetches_next<T, streams>) NextRow(a.next, first + k).template fetch<T>(i);
+          if constexpr (!streams) fetch_to_write(row[k].dx + i, a.dx_ahead);
+          if (row[k].d_residual != nullptr) fetch(row[k].d_residual + i, a.d_residual_ahead);
+        });
         differentiate_step<rows, streams, T, W>(row, i, f, dweight, dbias);
       },
       [&](std::int64_t i, std::int64_t left) {
@@ -214,7 +217,7 @@ inline void differentiate_all(const GradientRows& a) {
 }
 template <class T, class W>
 RMSNORM_KERNEL void differentiate(const GradientRows& a) {
-  if (a.streaming.on) {
+  if (a.streams) {
     differentiate_all<true, T, W>(a);
   } else {
     differentiate_all<false, T, W>(a);

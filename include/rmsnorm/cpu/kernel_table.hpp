@@ -88,12 +88,18 @@ constexpr SumKind sum_kind_of(DType normalised, bool to_16_bit) {
 enum class WeightKind : int { none = 0, same = 1, f32 = 2 };
 constexpr int weight_kind_count = 3;
 
-// Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes.
+// Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes. What a
+// kernel is the first to touch it fetches `ahead` bytes before, see RowCursor::ahead.
 
 // sums[r] = sum of squares of the first n elements of row r: f16 and bf16 in float lanes, f32 in
 // double lanes, f64 compensated.
-using SumRows = void (*)(const char* x, std::int64_t x_stride, std::int64_t n, std::int64_t rows,
-                         double* sums);
+struct SumRows {
+  const char* x;
+  std::int64_t x_stride, x_ahead;
+  std::int64_t n, rows;
+  double* sums;
+};
+using SumKernel = void (*)(const SumRows& a);
 
 // out = cast(x + residual), all of one dtype, and sums[r] of the first `counted` elements of out.
 struct AddRows {
@@ -101,17 +107,16 @@ struct AddRows {
   const char* residual;
   char* out;
   std::int64_t x_stride, residual_stride, out_stride;
+  std::int64_t x_ahead, residual_ahead, out_ahead;
   std::int64_t n, counted, rows;
   double* sums;
 };
-using AddSumRows = void (*)(const AddRows& a);
+using AddSumKernel = void (*)(const AddRows& a);
 
-// For arrays beyond the caches: results are stored past them, to rows on 16-byte boundaries, and
-// the rows that are read next are fetched meanwhile, one for each row, as many bytes as a row of x
-// has.
-struct Streaming {
-  bool on = false;
-  const char* next[2] = {};  // null: nothing to fetch
+// The rows that are read after those of a call, one for each of them, as many bytes as a row of x
+// has: fetched while results are stored. Null: nothing to fetch.
+struct NextRows {
+  const char* rows[2] = {};
   std::int64_t strides[2] = {};
 };
 
@@ -121,13 +126,14 @@ struct ApplyRows {
   const char* x;
   const char* w;
   char* y;
-  std::int64_t x_stride, w_stride, y_stride;
+  std::int64_t x_stride, w_stride, y_stride, y_ahead;
   std::int64_t n, rows;
   const double* rstd;
   double offset;
-  Streaming streaming;
+  bool streams;  // y is stored past the caches, to rows on 16-byte boundaries
+  NextRows next;
 };
-using Apply = void (*)(const ApplyRows& a);
+using ApplyKernel = void (*)(const ApplyRows& a);
 
 // One row of a backward pass after the other: dy, x, d_residual and dx of one dtype T, the weight
 // absent, of T or f32. g = dy * (offset + w) and xhat = x * rstd are rounded to the compute type.
@@ -139,6 +145,7 @@ struct GradientRows {
   const char* d_residual;  // null: absent
   char* dx;
   std::int64_t dy_stride, x_stride, w_stride, d_residual_stride, dx_stride;
+  std::int64_t dy_ahead, x_ahead, d_residual_ahead, dx_ahead;
   std::int64_t n, rows;
   const double* rstd;
   double* correlations;  // sum of g * xhat of each row, then c: that over k, rounded to C
@@ -147,7 +154,8 @@ struct GradientRows {
   // lanes, 64-byte aligned; null: not wanted.
   char* dweight;
   char* dbias;
-  Streaming streaming;  // of dx
+  bool streams;  // dx
+  NextRows next;
 };
 using GradientKernel = void (*)(const GradientRows& a);
 
@@ -187,9 +195,10 @@ struct BlockOps {
 };
 
 struct KernelTable {
-  SumRows sum_rows[dtype_count];
-  AddSumRows add_sum_rows[dtype_count];
-  Apply apply[dtype_count][weight_kind_count][2];  // [x's dtype][weight][cast before the weight]
+  SumKernel sum_rows[dtype_count];
+  AddSumKernel add_sum_rows[dtype_count];
+  ApplyKernel apply[dtype_count][weight_kind_count]
+                   [2];  // [x's dtype][weight][cast before the weight]
   GradientKernel correlate[dtype_count][weight_kind_count];      // fills `correlations`
   GradientKernel differentiate[dtype_count][weight_kind_count];  // dx, dweight, dbias
   BlockOps<float> f32_blocks;

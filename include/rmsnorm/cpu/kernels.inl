@@ -6,7 +6,8 @@
 //   load(const T*)                widened to f32v (f16, bf16, f32) or f64v (f64)
 //   store(T*, v)                  rounded to T
 //   stream(T*, v)                 the same past the caches, to T* on a 16-byte boundary
-//   prefetch(const void*)         the line there to the nearest cache
+//   prefetch(const void*)         the line there to the nearest cache, whatever the address
+//   prefetch_to_write(void*)      the same for a line that is going to be written
 //   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T
 //   splat, add, subtract, multiply, fma
 //   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
@@ -83,6 +84,50 @@ inline void for_each_step(std::int64_t n, Step step, Rest rest) {
   for (; i + lanes <= n; i += lanes) step(i);
   if (i < n) rest(i, n - i);
 }
+
+// ---- lines that are needed soon ----
+
+// Calls prefetch(address) for each line of `lanes` elements of T.
+template <class T, class Prefetch>
+inline void for_each_line(const char* p, Prefetch prefetch) {
+  constexpr int line = 64;
+  for (int b = 0; b < lanes * static_cast<int>(sizeof(T)); b += line) prefetch(p + b);
+}
+// Of the 32 elements that lie `ahead` bytes after those at p.
+template <class T>
+inline void fetch(const T* p, std::int64_t ahead) {
+  for_each_line<T>(reinterpret_cast<const char*>(p) + ahead, [](const char* q) { prefetch(q); });
+}
+template <class T>
+inline void fetch_to_write(const T* p, std::int64_t ahead) {
+  for_each_line<T>(reinterpret_cast<const char*>(p) + ahead,
+                   [](const char* q) { prefetch_to_write(q); });
+}
+
+// The row that is read next in place of row r.
+struct NextRow {
+  const char* rows[2];
+
+  NextRow(const NextRows& next, std::int64_t r) {
+    for (int k = 0; k < 2; ++k)
+      rows[k] = next.rows[k] == nullptr ? nullptr : next.rows[k] + r * next.strides[k];
+  }
+  // 32 elements of T from element i on.
+  template <class T>
+  void fetch(std::int64_t i) const {
+    for (const char* row : rows) {
+      if (row == nullptr) continue;
+      for_each_line<T>(row + i * static_cast<std::int64_t>(sizeof(T)),
+                       [](const char* q) { prefetch(q); });
+    }
+  }
+};
+
+// Whether kernels that store rows of T fetch the next ones meanwhile: those that store past the
+// caches, and those of 16 bits, which compute for longer than lines of the third level take. For
+// f32 there it is the other way round, and 256 x 4096 would take 1.17 times as long.
+template <class T, bool streams>
+constexpr bool fetches_next = streams || sizeof(T) == 2;
 
 // ---- two registers of a set ----
 
@@ -328,24 +373,30 @@ inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
   acc.flush(sum);
 }
 
-template <class Accumulator, class T>
-inline void add_squares(const T* x, std::int64_t n, SquareSum* sum) {
+// fetched(p) is called with the place of every full set.
+template <class Accumulator, class T, class Fetch>
+inline void add_squares(const T* x, std::int64_t n, SquareSum* sum, Fetch fetched) {
   sum_blocks<Accumulator>(
-      n, sum, [x](Accumulator& acc, std::int64_t i) { acc.take_set(x + i); },
+      n, sum,
+      [x, fetched](Accumulator& acc, std::int64_t i) {
+        fetched(x + i);
+        acc.take_set(x + i);
+      },
       [x](Accumulator& acc, std::int64_t i, std::int64_t left) {
         acc.take_set(Tail<T>(x + i, left).elements);
       });
 }
 
 template <class T>
-RMSNORM_KERNEL void sum_rows(const char* x, std::int64_t x_stride, std::int64_t n,
-                             std::int64_t rows, double* sums) {
+RMSNORM_KERNEL void sum_rows(const SumRows& a) {
   using Accumulator = typename AccumulatorOf<T>::type;
-  for (std::int64_t r = 0; r < rows; ++r, x += x_stride) {
+  const std::int64_t ahead = a.x_ahead;
+  for (std::int64_t r = 0; r < a.rows; ++r) {
     SquareSum sum;
     Accumulator::start(&sum);
-    add_squares<Accumulator>(reinterpret_cast<const T*>(x), n, &sum);
-    sums[r] = Accumulator::total(sum);
+    add_squares<Accumulator>(reinterpret_cast<const T*>(a.x + r * a.x_stride), a.n, &sum,
+                             [ahead](const T* p) { fetch(p, ahead); });
+    a.sums[r] = Accumulator::total(sum);
   }
 }
 
@@ -367,15 +418,21 @@ inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out) {
 }
 
 template <class T>
-inline void add_row(const T* x, const T* residual, T* out, std::int64_t n, SquareSum* sum) {
+inline void add_row(const AddRows& a, const T* x, const T* residual, T* out, std::int64_t n,
+                    SquareSum* sum) {
   using Accumulator = typename AccumulatorOf<T>::type;
   sum_blocks<Accumulator>(
       n, sum,
-      [=](Accumulator& acc, std::int64_t i) { add_step(acc, x + i, residual + i, out + i); },
+      [=, &a](Accumulator& acc, std::int64_t i) {
+        fetch(x + i, a.x_ahead);
+        fetch(residual + i, a.residual_ahead);
+        fetch_to_write(out + i, a.out_ahead);
+        add_step(acc, x + i, residual + i, out + i);
+      },
       [=](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        const Tail<T> a(x + i, left), b(residual + i, left);
+        const Tail<T> in(x + i, left), addend(residual + i, left);
         Tail<T> s;
-        add_step(acc, a.elements, b.elements, s.elements);
+        add_step(acc, in.elements, addend.elements, s.elements);
         s.copy_to(out + i, left);
       });
 }
@@ -390,9 +447,10 @@ RMSNORM_KERNEL void add_sum_rows(const AddRows& a) {
     SquareSum sum, not_counted;
     Accumulator::start(&sum);
     Accumulator::start(&not_counted);
-    add_row(x, residual, out, a.counted, &sum);
+    add_row(a, x, residual, out, a.counted, &sum);
     if (a.counted < a.n) {
-      add_row(x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted, &not_counted);
+      add_row(a, x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted,
+              &not_counted);
     }
     a.sums[r] = Accumulator::total(sum);
   }
@@ -415,26 +473,6 @@ inline typename LanesFor<T>::V apply_register(typename LanesFor<T>::V x, typenam
   if constexpr (is_weight<W>) h = multiply(h, add(w, offset));
   return h;
 }
-
-// Lines of the rows that are read next, for 32 elements of T at byte `offset` of each.
-template <class T>
-inline void fetch_next(const char* const (&next)[2], std::int64_t i) {
-  constexpr int line = 64;
-  for (const char* row : next) {
-    if (row == nullptr) continue;
-    for (int b = 0; b < lanes * static_cast<int>(sizeof(T)); b += line) {
-      prefetch(row + i * static_cast<std::int64_t>(sizeof(T)) + b);
-    }
-  }
-}
-struct NextRows {
-  const char* rows[2];
-
-  NextRows(const Streaming& s, std::int64_t r) {
-    for (int k = 0; k < 2; ++k)
-      rows[k] = s.next[k] == nullptr ? nullptr : s.next[k] + r * s.strides[k];
-  }
-};
 
 template <class T, class W, bool round_before, bool streams>
 inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
@@ -465,11 +503,12 @@ inline void apply_step(const bfloat16* x, const W* w, bfloat16* y, f32v rstd, f3
 
 template <class T, class W, bool round_before, bool streams>
 inline void apply_row(const T* x, const W* w, T* y, std::int64_t n, typename LanesFor<T>::V rstd,
-                      typename LanesFor<T>::V offset, const NextRows& next) {
+                      typename LanesFor<T>::V offset, std::int64_t ahead, const NextRow& next) {
   for_each_step(
       n,
       [=](std::int64_t i) {
-        if constexpr (streams) fetch_next<T>(next.rows, i);
+        if constexpr (fetches_next<T, streams>) next.fetch<T>(i);
+        if constexpr (!streams) fetch_to_write(y + i, ahead);
         apply_step<T, W, round_before, streams>(x + i, is_weight<W> ? w + i : w, y + i, rstd,
                                                 offset);
       },
@@ -495,13 +534,13 @@ inline void apply_rows(const ApplyRows& a) {
     apply_row<T, W, round_before, streams>(reinterpret_cast<const T*>(a.x + r * a.x_stride),
                                            reinterpret_cast<const W*>(a.w + r * a.w_stride),
                                            reinterpret_cast<T*>(a.y + r * a.y_stride), a.n,
-                                           splat(static_cast<C>(a.rstd[r])), offset,
-                                           NextRows(a.streaming, r));
+                                           splat(static_cast<C>(a.rstd[r])), offset, a.y_ahead,
+                                           NextRow(a.next, r));
   }
 }
 template <class T, class W, bool round_before>
 RMSNORM_KERNEL void apply(const ApplyRows& a) {
-  if (a.streaming.on) {
+  if (a.streams) {
     apply_rows<T, W, round_before, true>(a);
   } else {
     apply_rows<T, W, round_before, false>(a);
@@ -552,7 +591,7 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
 
 template <class Accumulator, class C>
 void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
-  add_squares<Accumulator>(v, n, sum);
+  add_squares<Accumulator>(v, n, sum, [](const C*) {});
 }
 
 template <class C, class Operation>

@@ -1,4 +1,4 @@
-// When results should go past the caches: from how many bytes on, and how to order such stores.
+// The sizes that decide how memory is best moved, and the order of stores past the caches.
 #pragma once
 
 #include <cstdint>
@@ -15,23 +15,41 @@ namespace detail {
 
 #if defined(RMSNORM_X86_64)
 
-// Of the cache of the highest level, 0 where CPUID does not tell. Leaf 4 (Intel) and 0x8000001d
-// (AMD) describe one cache each in the same way: its size is ways * partitions * line * sets.
-inline std::int64_t last_level_cache_bytes() {
-  std::int64_t largest = 0;
+struct CacheBytes {
+  std::int64_t second_level = 0;  // 0: CPUID does not tell
+  std::int64_t last_level = 0;
+};
+
+// Leaf 4 (Intel) and 0x8000001d (AMD) describe one cache each in the same way: its size is
+// ways * partitions * line * sets.
+inline CacheBytes read_cache_bytes() {
+  CacheBytes found;
   for (const std::uint32_t leaf : {0x8000001du, 4u}) {
     if (cpuid(leaf & 0x80000000u).a < leaf) continue;
     for (std::uint32_t index = 0; index < 8; ++index) {
       const CpuidRegisters r = cpuid(leaf, index);
-      const std::uint32_t type = r.a & 0x1fu;
+      const std::uint32_t type = r.a & 0x1fu, level = (r.a >> 5) & 0x7u;
       if (type == 0) break;
       const std::int64_t ways = (r.b >> 22) + 1, partitions = ((r.b >> 12) & 0x3ffu) + 1;
       const std::int64_t line = (r.b & 0xfffu) + 1, sets = std::int64_t{r.c} + 1;
       const std::int64_t bytes = ways * partitions * line * sets;
-      if (bytes > largest) largest = bytes;
+      if (level == 2) found.second_level = bytes;
+      if (bytes > found.last_level) found.last_level = bytes;
     }
   }
-  return largest;
+  return found;
+}
+
+inline const CacheBytes& cache_bytes() {
+  static const CacheBytes bytes = read_cache_bytes();
+  return bytes;
+}
+
+// What is as large as this lies in the third level or beyond: the second level, or what most CPUs
+// have of it at least.
+inline std::int64_t far_bytes() {
+  const std::int64_t bytes = cache_bytes().second_level;
+  return bytes > 0 ? bytes : std::int64_t{1} << 20;
 }
 
 // Inputs and outputs of this many bytes are not found in the cache by whoever reads the outputs
@@ -43,7 +61,7 @@ inline std::int64_t last_level_cache_bytes() {
 inline std::int64_t streaming_bytes() {
   static const std::int64_t bytes = [] {
     constexpr std::int64_t least = std::int64_t{8} << 20, most = std::int64_t{48} << 20;
-    const std::int64_t half = last_level_cache_bytes() / 2;
+    const std::int64_t half = cache_bytes().last_level / 2;
     return half < 1 || half > most ? most : half < least ? least : half;
   }();
   return bytes;
@@ -54,6 +72,7 @@ inline void finish_streams() { _mm_sfence(); }
 
 #else
 
+inline std::int64_t far_bytes() { return std::int64_t{1} << 20; }
 inline std::int64_t streaming_bytes() { return INT64_MAX; }
 inline void finish_streams() {}
 

@@ -38,17 +38,6 @@ inline void scatter(const RowLayout& layout, const Operand& o, char* row, std::i
   });
 }
 
-// The rows behind the next `rows` ones, to be fetched meanwhile. They may lie outside of the tensor
-// where a run ends; fetching does no harm there.
-inline void set_next(const RowCursor& cursor, std::int64_t rows, const Role (&roles)[2],
-                     Streaming* streaming) {
-  for (int k = 0; k < 2; ++k) {
-    if (roles[k] == role_none) continue;
-    streaming->next[k] = cursor.row(roles[k], rows);
-    streaming->strides[k] = cursor.stride(roles[k]);
-  }
-}
-
 // The row of x, or x + residual, in blocks of the compute type.
 template <class C>
 class RowSource {

@@ -38,12 +38,18 @@ class RowCursor {
   // Row i of the run.
   char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
 
-  // Whether stores past the caches reach every row of an output: on 16-byte boundaries.
-  bool can_stream(Role role) const {
+  // Bytes from an element of a run to the one that a kernel should fetch as it comes there: in rows
+  // of more than 4 KiB the one 2 KiB on, else that at the same place of a row that comes 1 KiB
+  // later. Behind the last row that may lie outside of the tensor, where fetching does no harm.
+  // f32 over a copy, cold: 16384 x 128 1.03, 1.06 with twice the distance, 1.25 without fetching;
+  // 64 x 65536 1.22, 1.30 with half of it, 1.42 without.
+  std::int64_t ahead(Role role) const {
     const Operand& o = layout_.operand(role);
-    bool aligned = o.unit && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0;
-    for (int d = 0; d <= last_; ++d) aligned = aligned && o.row_strides[d] % 16 == 0;
-    return aligned;
+    if (!o.present) return 0;
+    const std::int64_t row_bytes = layout_.n() * size_in_bytes(o.dtype);
+    if (row_bytes > 4096) return 2048;
+    const std::int64_t rows = row_bytes > 0 ? 1024 / row_bytes : 1;
+    return stride(role) * (rows > 1 ? rows : 1);
   }
 
   // By at most run() rows.

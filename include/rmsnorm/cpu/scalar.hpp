@@ -55,6 +55,7 @@ inline void stream(T* p, V v) {
 }
 inline void stream_pair(bfloat16* p, Pair v) { store_pair(p, v); }
 inline void prefetch(const void*) {}
+inline void prefetch_to_write(const void*) {}
 
 inline f32v splat(float s) { return {s}; }
 inline f64v splat(double s) { return {s}; }

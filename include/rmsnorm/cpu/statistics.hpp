@@ -111,14 +111,15 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
   RowSource<C> source(layout, table);
   // In double lanes whatever the dtype, since the result is not narrow.
   RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0, SumKind::double_lanes);
-  const SumRows sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
+  const SumKernel sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
   const bool has_kernel = layout.operand(role_x).unit && !is_16_bit(p.x.dtype);
   RowCursor cursor(layout, row_begin);
+  const std::int64_t ahead = cursor.ahead(role_x);
   for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
     source.set(cursor, 0, role_x, role_none);
     double sum;
     if (has_kernel) {
-      sum_rows(cursor.row(role_x), 0, statistics.count(), 1, &sum);
+      sum_rows({cursor.row(role_x), 0, ahead, statistics.count(), 1, &sum});
     } else {
       sum = statistics.sum_of_squares(&source, 0);
     }

@@ -1,4 +1,5 @@
-// Arrays beyond the caches are stored past them: the same bits as small ones.
+// Arrays in far caches are taken in other groups of rows and those beyond all caches are stored
+// past them: the same bits as small ones.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -61,6 +62,17 @@ class Rows {
   std::int64_t n_;
 };
 
+// Bytes of all rows of a call's tensors together, and the length of these rows.
+struct Size {
+  std::int64_t bytes, n;
+};
+
+// Beyond the second level, of short rows, and beyond all caches.
+std::vector<Size> large_sizes() {
+  return {{rmsnorm::cpu::detail::far_bytes(), 136},
+          {rmsnorm::cpu::detail::streaming_bytes(), 1040}};
+}
+
 constexpr std::int64_t few = 64;
 
 // Calls compute(first, rows) on all rows at once, then a few at a time.
@@ -71,46 +83,48 @@ void in_small_calls(std::int64_t rows, Compute compute) {
   }
 }
 
-TEST(Streaming, ForwardGivesTheBitsOfSmallCalls) {
+TEST(Traffic, ForwardGivesTheBitsOfSmallCalls) {
   if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
     GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
   }
   for (const Isa isa : available_isas()) {
     for (const DType t : all_dtypes) {
-      for (const bool add : {false, true}) {
+      for (const Size& size : large_sizes()) {
         if (isa == Isa::scalar && t != DType::f32) continue;
-        const std::int64_t n = 1032 + 8, size = rmsnorm::size_in_bytes(t);
-        const std::int64_t rows = rmsnorm::cpu::detail::streaming_bytes() / (2 * n * size) + 3;
+        const std::int64_t n = size.n;
+        const std::int64_t rows = size.bytes / (2 * n * rmsnorm::size_in_bytes(t)) + 3;
         Rows x(t, rows, n, 16), residual(t, rows, n, 0), weight(t, 1, n, 0);
         Rows y(t, rows, n, 16), sum(t, rows, n, 0), expected(t, rows, n, 16);
         x.fill(1);
         residual.fill(2);
         weight.fill(3);
-        const auto call = [&](Rows& out) {
-          return [&](std::int64_t first, std::int64_t count) {
-            rmsnorm::ForwardParams p;
-            p.x = x.view(first, count);
-            p.weight = weight.view(0, 1);
-            p.weight.rank = 1;
-            p.weight.sizes[0] = n;
-            p.weight.strides[0] = 1;
-            p.y = out.view(first, count);
-            if (add) p.residual = residual.view(first, count);
-            if (add) p.residual_out = sum.view(first, count);
-            return rmsnorm::cpu::forward(p, 0, count, isa);
+        for (const bool add : {false, true}) {
+          const auto call = [&](Rows& out) {
+            return [&](std::int64_t first, std::int64_t count) {
+              rmsnorm::ForwardParams p;
+              p.x = x.view(first, count);
+              p.weight = weight.view(0, 1);
+              p.weight.rank = 1;
+              p.weight.sizes[0] = n;
+              p.weight.strides[0] = 1;
+              p.y = out.view(first, count);
+              if (add) p.residual = residual.view(first, count);
+              if (add) p.residual_out = sum.view(first, count);
+              return rmsnorm::cpu::forward(p, 0, count, isa);
+            };
           };
-        };
-        ASSERT_TRUE(call(y)(0, rows).ok());
-        in_small_calls(rows, call(expected));
-        EXPECT_TRUE(y == expected) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << add;
-        EXPECT_TRUE(y.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t);
+          ASSERT_TRUE(call(y)(0, rows).ok());
+          in_small_calls(rows, call(expected));
+          EXPECT_TRUE(y == expected) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << n << add;
+          EXPECT_TRUE(y.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << n;
+        }
       }
     }
   }
 }
 
 // Stores past the caches fault on addresses that are no multiples of 16.
-TEST(Streaming, RowsOffTheBoundariesAreStoredAsUsual) {
+TEST(Traffic, RowsOffTheBoundariesAreStoredAsUsual) {
   if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
     GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
   }
@@ -153,31 +167,33 @@ TEST(Streaming, RowsOffTheBoundariesAreStoredAsUsual) {
   }
 }
 
-TEST(Streaming, BackwardGivesTheBitsOfSmallCalls) {
+TEST(Traffic, BackwardGivesTheBitsOfSmallCalls) {
   if (grid_is_small() || rmsnorm::cpu::detail::streaming_bytes() > (std::int64_t{1} << 30)) {
     GTEST_SKIP() << "nothing is streamed, or an emulator would take long";
   }
   for (const Isa isa : available_isas()) {
     for (const DType t : all_dtypes) {
-      if (isa == Isa::scalar) continue;
-      const std::int64_t n = 1032 + 8, size = rmsnorm::size_in_bytes(t);
-      const std::int64_t rows = rmsnorm::cpu::detail::streaming_bytes() / (3 * n * size) + 3;
-      Rows x(t, rows, n, 16), dy(t, rows, n, 0), dx(t, rows, n, 16), expected(t, rows, n, 16);
-      x.fill(1);
-      dy.fill(2);
-      const auto call = [&](Rows& out) {
-        return [&](std::int64_t first, std::int64_t count) {
-          rmsnorm::BackwardParams p;
-          p.x = x.view(first, count);
-          p.dy = dy.view(first, count);
-          p.dx = out.view(first, count);
-          return rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p), isa);
+      for (const Size& size : large_sizes()) {
+        if (isa == Isa::scalar) continue;
+        const std::int64_t n = size.n;
+        const std::int64_t rows = size.bytes / (3 * n * rmsnorm::size_in_bytes(t)) + 3;
+        Rows x(t, rows, n, 16), dy(t, rows, n, 0), dx(t, rows, n, 16), expected(t, rows, n, 16);
+        x.fill(1);
+        dy.fill(2);
+        const auto call = [&](Rows& out) {
+          return [&](std::int64_t first, std::int64_t count) {
+            rmsnorm::BackwardParams p;
+            p.x = x.view(first, count);
+            p.dy = dy.view(first, count);
+            p.dx = out.view(first, count);
+            return rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p), isa);
+          };
         };
-      };
-      ASSERT_TRUE(call(dx)(0, rows).ok());
-      in_small_calls(rows, call(expected));
-      EXPECT_TRUE(dx == expected) << name(isa) << ' ' << rmsnorm::name(t);
-      EXPECT_TRUE(dx.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t);
+        ASSERT_TRUE(call(dx)(0, rows).ok());
+        in_small_calls(rows, call(expected));
+        EXPECT_TRUE(dx == expected) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << n;
+        EXPECT_TRUE(dx.ends_with_canary()) << name(isa) << ' ' << rmsnorm::name(t) << ' ' << n;
+      }
     }
   }
 }

@@ -1,0 +1,85 @@
+// What the sizes of a call's tensors decide: how many rows make a group, what is fetched before it
+// is needed, and whether results are stored past the caches.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "kernel_table.hpp"
+#include "memory.hpp"
+#include "row_cursor.hpp"
+
+namespace rmsnorm {
+namespace cpu {
+namespace detail {
+
+// Rows of a group, at most.
+constexpr int max_group = 16;
+
+class Traffic {
+ public:
+  // Of all rows of the call, so that it does not matter how they are split over threads. `tensors`
+  // may be absent; `out` is one of them.
+  Traffic(const RowLayout& layout, std::initializer_list<Role> tensors, Role out) {
+    const Operand& written = layout.operand(out);
+    std::int64_t bytes = 0;
+    bool in_place = false;
+    for (const Role role : tensors) {
+      const Operand& o = layout.operand(role);
+      if (!o.present) continue;
+      in_place = in_place || (role != out && o.data == written.data);
+      bytes += size_in_bytes(o.dtype);
+    }
+    bytes *= layout.n() * layout.rows();
+    far_ = bytes >= far_bytes();
+    // What is written over an input is in the cache already.
+    streams_ = !in_place && bytes >= streaming_bytes() && can_stream(layout, written);
+  }
+
+  // Where results of kernels are stored past the caches.
+  bool streams() const { return streams_; }
+
+  // Rows that are read twice in turn, of row_bytes each. From the nearest caches, larger groups
+  // push their rows out of L1 before they are read again, and smaller ones share less of what a row
+  // costs by itself. From farther away a group is no longer than what a CPU has under way at a
+  // time, so that reading one overlaps with writing the one before. f32 16384 x 128, cold, over a
+  // copy: groups of 2 KiB 1.02, 4 KiB 1.10, 16 KiB 1.20; in L3 1.01, 1.01, 1.03.
+  // bf16: 1.06, 1.03, 1.18 and 1.43, 1.35, 1.42; so twice as much there.
+  int rows_of_group(std::int64_t row_bytes, DType t, int least) const {
+    const std::int64_t bytes = !far_ ? 16 * 1024 : is_16_bit(t) ? 4 * 1024 : 2 * 1024;
+    const std::int64_t rows = row_bytes > 0 ? bytes / row_bytes : 1;
+    return rows < least ? least : rows > max_group ? max_group : static_cast<int>(rows);
+  }
+
+  // The rows behind the next `rows` ones, of which `left` are left: to be fetched meanwhile. They
+  // may lie outside of the tensor where a run ends; fetching does no harm there.
+  NextRows next_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left, Role a,
+                     Role b) const {
+    NextRows next;
+    if (!far_ || left <= rows) return next;
+    int k = 0;
+    for (const Role role : {a, b}) {
+      if (role != role_none) {
+        next.rows[k] = cursor.row(role, rows);
+        next.strides[k] = cursor.stride(role);
+      }
+      ++k;
+    }
+    return next;
+  }
+
+ private:
+  // Such stores go to 16-byte boundaries.
+  static bool can_stream(const RowLayout& layout, const Operand& o) {
+    bool aligned = o.unit && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0;
+    for (int d = 0; d < layout.row_rank(); ++d) aligned = aligned && o.row_strides[d] % 16 == 0;
+    return aligned;
+  }
+
+  bool far_;
+  bool streams_;
+};
+
+}  // namespace detail
+}  // namespace cpu
+}  // namespace rmsnorm
