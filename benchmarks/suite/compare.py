@@ -1,4 +1,4 @@
-"""Two files of results compared: what has become slower beyond noise.
+"""Two files of results compared: what has become slower beyond noise. And who is faster in one.
 
 Compared is this library's time over that of the copy in the same round, which leaves a machine that is
 slower as a whole out of it; a call's cost is compared as it is. Slower beyond noise means that the
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import records
-from .contenders import OURS
+from .contenders import OURS, OURS_NEW, PEERS
 
 # Medians of two runs on an idle machine differ by this much where quartiles are a few percent wide.
 TOLERANCE = 0.05
@@ -50,6 +51,23 @@ def times_by_case(record: records.Record) -> dict[str, list[float]]:
     for cost in record["call_costs"]:
         times[f"{cost['call']}, ns"] = cost["ns"]
     return times
+
+
+def faster_peers(result: dict[str, Any]) -> list[tuple[str, float]]:
+    """Peers that beat this library beyond noise, and their times over its own.
+
+    Those that allocate their results, in memory that they have just freed and that is in the cache,
+    are held beside this library doing the same.
+    """
+    found = []
+    for name, times in result["times"].items():
+        if name not in PEERS or name == OURS_NEW:
+            continue
+        fair = OURS_NEW if PEERS[name].allocates and OURS_NEW in result["times"] else OURS
+        ours = Difference(name, times["us"], result["times"][fair]["us"])
+        if ours.slower:
+            found.append((name, 1 / ours.change))
+    return found
 
 
 def check(old_path: Path, new_path: Path) -> int:

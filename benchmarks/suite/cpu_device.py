@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ class Host:
         self.seconds_per_case = seconds_per_case
         self.least_rounds, self.most_rounds = rounds
         self.arena = Arena()
+        self.cpus = machine.cpus()
         self.random = random.Random(0)
         self.cold_bytes = min(2 * machine.last_level_cache_bytes(), machine.memory_bytes() // 4)
         rmsnorm.set_num_threads(threads)
@@ -115,6 +117,10 @@ class Host:
         return [make_tensors(case, weight, filled, empty) for _ in range(sets)]
 
     def runner(self, case: Case, bound: list[Bound]) -> list[Call]:
+        # OpenMP, when it is loaded, binds this thread to one CPU, on which all threads would stay that
+        # the next contender starts.
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.cpus)
         return [each.call for each in bound]
 
     def sample(self, case: Case, runners: dict[str, list[Call]]) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from . import records
+from . import compare, records
 from .contenders import ALL, COPIES, OURS, PEERS
 
 Result = dict[str, Any]
@@ -19,8 +19,8 @@ LEAST_WIDTH = 132
 LABELS = {contender.label for contender in PEERS.values()}
 NOTE = "us, GB/s: of rmsnorm with out given. Under each peer: its time over that."
 NOTE_CPU = """\
-torch and JAX allocate their results, in memory that they have just freed and that is in the cache: hold
-rmsnorm without out beside them.\
+torch and JAX allocate their results, in memory that they have just freed and that is in the cache: below,
+rmsnorm without out is held beside them.\
 """
 
 
@@ -116,6 +116,17 @@ def reasons(record: records.Record) -> list[str]:
     return lines + [f"not measured: {line}" for line in record["not_measured"]]
 
 
+def faster_lines(record: records.Record) -> list[str]:
+    """Where peers are faster."""
+    lines = [
+        f"faster beyond noise: {ALL[name].label}, {ratio:.2f} of the time: "
+        + " ".join(records.name_of(result).split())
+        for result in record["results"]
+        for name, ratio in compare.faster_peers(result)
+    ]
+    return lines or ["no peer is faster beyond noise"]
+
+
 def show(record: records.Record, console: Console) -> None:
     console.print(machine_line(record), highlight=False)
     console.print(" ".join(record["command"]), highlight=False)
@@ -132,5 +143,5 @@ def show(record: records.Record, console: Console) -> None:
         console.print(calls_table(record["call_costs"]))
     if "floor_us" in record:
         console.print(f"floor, a kernel of one element in a graph: {record['floor_us'][1]:.2f} us")
-    for line in reasons(record):
+    for line in faster_lines(record) + reasons(record):
         console.print(line, markup=False, highlight=False)

@@ -99,6 +99,33 @@ def test_show_prints_the_same_tables(results):
     assert shown.stdout in printed
 
 
+def test_show_names_faster_peers(results, tmp_path):
+    folder, _ = results
+    record = json.loads((folder / "new.json").read_text())
+    forward, backward = record["results"][0]["times"], record["results"][-1]["times"]
+    for result in record["results"]:
+        for times in result["times"].values():
+            times["us"] = [9.0, 10.0, 11.0]
+
+    def shown():
+        (tmp_path / "changed.json").write_text(json.dumps(record))
+        # As one line, however wide the terminal is.
+        return " ".join(run("--show", tmp_path / "changed.json").stdout.split())
+
+    assert "no peer is faster beyond noise" in shown()
+    # torch allocates its result, and so does rmsnorm-new, which is as fast.
+    forward["torch"]["us"] = forward["rmsnorm-new"]["us"] = [4.0, 5.0, 6.0]
+    assert "no peer is faster beyond noise" in shown()
+    # Quartiles that overlap are noise.
+    forward["torch"]["us"] = [2.0, 3.0, 4.5]
+    assert "no peer is faster beyond noise" in shown()
+    forward["torch"]["us"] = [2.0, 3.0, 3.5]
+    assert "faster beyond noise: torch eager, 0.60 of the time: forward bf16 32 x 64" in shown()
+    forward["torch"]["us"] = [9.0, 10.0, 11.0]
+    backward["torch"]["us"] = [4.0, 5.0, 6.0]
+    assert "faster beyond noise: torch eager, 0.50 of the time: backward" in shown()
+
+
 def test_check_of_equal_results(results):
     folder, _ = results
     checked = check(folder / "new.json", folder / "new.json")

@@ -39,6 +39,7 @@ class Contender:
     label: str
     place: str
     devices: tuple[str, ...]
+    allocates: bool = False  # its results on the CPU, at every call
 
     def prepare(self, case: Case, threads: int) -> Bind:
         module, function = self.place.split(":")
@@ -50,6 +51,7 @@ class Contender:
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 
 OURS = "rmsnorm"
+OURS_NEW = "rmsnorm-new"
 COPIES = {
     "copy": Contender("memcpy", "copies:memcpy", CPU),
     "copy-on-threads": Contender("memcpy on threads", "copies:memcpy_on_threads", CPU),
@@ -57,14 +59,14 @@ COPIES = {
     "elementwise-copy": Contender("elementwise copy", "copies:cuda_elementwise", CUDA),
 }
 PEERS = {
-    "rmsnorm-new": Contender("rmsnorm without out", "ours:into_new", CPU),
-    "torch": Contender("torch eager", "by_torch:eager", BOTH),
-    "torch-compiled": Contender("torch compiled", "by_torch:compiled", BOTH),
+    OURS_NEW: Contender("rmsnorm without out", "ours:into_new", CPU, allocates=True),
+    "torch": Contender("torch eager", "by_torch:eager", BOTH, allocates=True),
+    "torch-compiled": Contender("torch compiled", "by_torch:compiled", BOTH, allocates=True),
     "onnxruntime": Contender("ONNX Runtime", "by_onnxruntime:prepare", CPU),
     # Before OpenVINO, which loads OpenCL too: what it is to use is read from the environment once.
     "onednn": Contender("oneDNN", "by_onednn:prepare", CPU),
     "openvino": Contender("OpenVINO", "by_openvino:prepare", CPU),
-    "jax": Contender("JAX", "by_jax:prepare", CPU),
+    "jax": Contender("JAX", "by_jax:prepare", CPU, allocates=True),
     "liger": Contender("Liger", "by_cuda_libraries:liger", CUDA),
     "quack": Contender("QuACK", "by_cuda_libraries:quack", CUDA),
     "flashinfer": Contender("FlashInfer", "by_cuda_libraries:flashinfer", CUDA),
