@@ -1,5 +1,4 @@
-// AVX2 + FMA + F16C: 8 floats or 4 doubles a register. PREFETCHW (prfchw) does nothing on those of
-// these CPUs that do not have it, and is not asked for.
+// AVX2 + FMA + F16C: 8 floats or 4 doubles a register.
 #pragma once
 
 #include <immintrin.h>
@@ -9,12 +8,13 @@
 
 #include "../convert.hpp"
 #include "kernel_table.hpp"
+#include "memory.hpp"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,prfchw"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,prfchw")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 namespace rmsnorm {
@@ -35,21 +35,20 @@ inline f32v load(const bfloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-// v rounded to bf16 in the upper half of each element, the lower half undefined, for numbers.
-// Adding 0x7fff plus the lowest kept bit carries into the kept bits exactly when nearest-even
-// rounds up.
-inline __m256i bf16_upper_of_numbers(f32v v) {
+// v rounded to bf16 in the upper half of each element, the lower half undefined. Adding 0x7fff plus
+// the lowest kept bit carries into the kept bits exactly when nearest-even rounds up.
+inline __m256i bf16_upper_of_bf16_nans(f32v v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i lowest = _mm256_set1_epi32(0x10000);
   const __m256i is_odd = _mm256_cmpeq_epi32(_mm256_and_si256(bits, lowest), lowest);
   return _mm256_add_epi32(bits, _mm256_sub_epi32(_mm256_set1_epi32(0x7fff), is_odd));
 }
 
-// The same for NaNs too, which must not be carried into and become quiet.
+// The same for any NaN, which must not be carried into and become quiet.
 inline __m256i bf16_upper(f32v v) {
   const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(bf16_upper_of_numbers(v), quiet, is_nan);
+  return _mm256_blendv_epi8(bf16_upper_of_bf16_nans(v), quiet, is_nan);
 }
 
 inline void store(float* p, f32v v) { _mm256_storeu_ps(p, v); }
@@ -75,10 +74,6 @@ inline void stream(double* p, f64v v) { stream_bits(p, _mm256_castpd_si256(v)); 
 inline void stream(float16* p, f32v v) {
   stream_bits(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-inline void prefetch_to_write(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_ET0);
-}
 
 inline f32v rounded_to(const float*, f32v v) { return v; }
 inline f64v rounded_to(const double*, f64v v) { return v; }
@@ -87,7 +82,7 @@ inline f32v rounded_to(const float16*, f32v v) {
 }
 inline f32v rounded_to(const bfloat16*, f32v v) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  return _mm256_castsi256_ps(_mm256_and_si256(bf16_upper(v), upper));
+  return _mm256_castsi256_ps(_mm256_and_si256(bf16_upper_of_bf16_nans(v), upper));
 }
 
 struct Pair {
@@ -109,20 +104,26 @@ inline Pair load_pair(const float* p) {
 }
 // One comparison finds a NaN in either half; choosing without a branch takes five operations more
 // in each, of twelve.
+template <Nans nans>
 inline __m256i bf16_bits(Pair v) {
-  __m256i even = bf16_upper_of_numbers(v.even), odd = bf16_upper_of_numbers(v.odd);
-  const __m256 has_nan = _mm256_cmp_ps(v.even, v.odd, _CMP_UNORD_Q);
-  if (_mm256_testz_ps(has_nan, has_nan) == 0) {
-    even = bf16_upper(v.even);
-    odd = bf16_upper(v.odd);
+  __m256i even = bf16_upper_of_bf16_nans(v.even), odd = bf16_upper_of_bf16_nans(v.odd);
+  if constexpr (nans == Nans::any) {
+    const __m256 has_nan = _mm256_cmp_ps(v.even, v.odd, _CMP_UNORD_Q);
+    if (_mm256_testz_ps(has_nan, has_nan) == 0) {
+      even = bf16_upper(v.even);
+      odd = bf16_upper(v.odd);
+    }
   }
   return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
 }
+template <Nans nans>
 inline void store_pair(bfloat16* p, Pair v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_bits(v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_bits<nans>(v));
 }
-
-inline void stream_pair(bfloat16* p, Pair v) { stream_bits(p, bf16_bits(v)); }
+template <Nans nans>
+inline void stream_pair(bfloat16* p, Pair v) {
+  stream_bits(p, bf16_bits<nans>(v));
+}
 
 inline f32v splat(float s) { return _mm256_set1_ps(s); }
 inline f64v splat(double s) { return _mm256_set1_pd(s); }

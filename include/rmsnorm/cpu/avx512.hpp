@@ -9,10 +9,11 @@
 
 #include "../convert.hpp"
 #include "kernel_table.hpp"
+#include "memory.hpp"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                           \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw"))), \
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
     apply_to = function)
 #elif defined(__GNUC__)
 // gcc's own AVX-512 intrinsics start from a register that they declare undefined, and warn of it.
@@ -20,7 +21,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
 namespace rmsnorm {
@@ -43,11 +44,13 @@ inline f32v load(const bfloat16* p) {
 
 // v rounded to bf16 in the upper half of each element, the lower half undefined; explained in
 // avx2.hpp.
+template <Nans nans>
 inline __m512i bf16_upper(f32v v) {
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
   const __m512i rounded = _mm512_add_epi32(bits, bias);
+  if constexpr (nans == Nans::of_bf16) return rounded;
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
 }
@@ -60,7 +63,7 @@ inline void store(float16* p, f32v v) {
 }
 inline void store(bfloat16* p, f32v v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper(v), 16)));
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper<Nans::any>(v), 16)));
 }
 
 // Past the caches, in pieces of 16 bytes, to which p is aligned: the next pieces complete the line.
@@ -77,10 +80,6 @@ inline void stream(double* p, f64v v) { stream_bits(p, _mm512_castpd_si512(v)); 
 inline void stream(float16* p, f32v v) {
   stream_bits(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-inline void prefetch_to_write(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_ET0);
-}
 
 inline f32v rounded_to(const float*, f32v v) { return v; }
 inline f64v rounded_to(const double*, f64v v) { return v; }
@@ -89,7 +88,7 @@ inline f32v rounded_to(const float16*, f32v v) {
 }
 inline f32v rounded_to(const bfloat16*, f32v v) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  return _mm512_castsi512_ps(_mm512_and_si512(bf16_upper(v), upper));
+  return _mm512_castsi512_ps(_mm512_and_si512(bf16_upper<Nans::of_bf16>(v), upper));
 }
 
 struct Pair {
@@ -107,12 +106,19 @@ inline Pair load_pair(const float* p) {
   const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
   return {_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
 }
+template <Nans nans>
 inline __m512i bf16_bits(Pair v) {
-  const __m512i even = _mm512_srli_epi32(bf16_upper(v.even), 16);
-  return _mm512_mask_blend_epi16(0xaaaaaaaau, even, bf16_upper(v.odd));
+  const __m512i even = _mm512_srli_epi32(bf16_upper<nans>(v.even), 16);
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, even, bf16_upper<nans>(v.odd));
 }
-inline void store_pair(bfloat16* p, Pair v) { _mm512_storeu_si512(p, bf16_bits(v)); }
-inline void stream_pair(bfloat16* p, Pair v) { stream_bits(p, bf16_bits(v)); }
+template <Nans nans>
+inline void store_pair(bfloat16* p, Pair v) {
+  _mm512_storeu_si512(p, bf16_bits<nans>(v));
+}
+template <Nans nans>
+inline void stream_pair(bfloat16* p, Pair v) {
+  stream_bits(p, bf16_bits<nans>(v));
+}
 
 inline f32v splat(float s) { return _mm512_set1_ps(s); }
 inline f64v splat(double s) { return _mm512_set1_pd(s); }

@@ -35,16 +35,6 @@ inline V weighted(V dy, V w, V offset) {
   }
 }
 
-template <class T, class W>
-inline Two<typename Compute<T>::scalar> load_weights(const W* w,
-                                                     Two<typename Compute<T>::scalar> absent) {
-  if constexpr (is_weight<W>) {
-    return load_two<order_of<T>>(w);
-  } else {
-    return absent;
-  }
-}
-
 template <class T, class W, class C>
 inline void correlate_step(ProductLanes<C>& acc, const T* dy_, const T* x_, const W* w_,
                            const RowFactors<C>& f) {
@@ -115,7 +105,7 @@ inline void put_gradient(const GradientRow<T, W>& row, std::int64_t i, const Row
   } else {
     d = {multiply(d.a, f.rstd), multiply(d.b, f.rstd)};
   }
-  put_two<order, streams>(row.dx + i, d);
+  put_two<order, nans_with<W>, streams>(row.dx + i, d);
 }
 
 // One set of 32 elements of each of some rows, whose products are added to the sums in ascending
@@ -174,10 +164,14 @@ inline void differentiate_rest(const GradientRow<T, W>& row, std::int64_t i, std
 template <int rows, bool streams, class T, class W>
 inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
   using C = typename Compute<T>::scalar;
+  // Copied out of `a`, which stores of dx might change as far as a compiler can see.
+  const std::int64_t dx_ahead = a.dx_ahead, d_residual_ahead = a.d_residual_ahead;
   GradientRow<T, W> row[rows];
   RowFactors<C> f[rows];
+  NextRow next[rows];
   for_each_register<rows>([&](int k) {
     const std::int64_t r = first + k;
+    next[k] = NextRow::of(a.next, r);
     const char* d_residual =
         a.d_residual == nullptr ? nullptr : a.d_residual + r * a.d_residual_stride;
     row[k] = {reinterpret_cast<const T*>(a.dy + r * a.dy_stride),
@@ -193,9 +187,9 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
       a.n,
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
-          if constexpr (fetches_next<T, streams>) NextRow(a.next, first + k).template fetch<T>(i);
-          if constexpr (!streams) fetch_to_write(row[k].dx + i, a.dx_ahead);
-          if (row[k].d_residual != nullptr) fetch(row[k].d_residual + i, a.d_residual_ahead);
+          if constexpr (fetches_next<T, streams>) next[k].template fetch<T>(i);
+          if constexpr (!streams) fetch_to_write(row[k].dx + i, dx_ahead);
+          if (row[k].d_residual != nullptr) fetch(row[k].d_residual + i, d_residual_ahead);
         });
         differentiate_step<rows, streams, T, W>(row, i, f, dweight, dbias);
       },

@@ -75,6 +75,11 @@ constexpr std::int64_t place_in_order(std::int64_t i, ElementOrder order) {
   return order == ElementOrder::in_order ? i : (i & ~std::int64_t{31}) + i % 2 * 16 + i % 32 / 2;
 }
 
+// Which NaNs may be among floats that are rounded to bf16: any, or those alone whose lower 16 bits
+// are zero, as they are in what was computed from bf16 and in the NaNs that operations make.
+// Rounding by an addition carries the latter nowhere, so that they need no test.
+enum class Nans : int { any, of_bf16 };
+
 // Which lanes a block of floats is summed in: those that the row's own kernel would take.
 enum class SumKind : int { float_lanes = 0, float_pairs = 1, double_lanes = 2 };
 constexpr int sum_kind_count = 3;

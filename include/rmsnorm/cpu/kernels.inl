@@ -6,14 +6,14 @@
 //   load(const T*)                widened to f32v (f16, bf16, f32) or f64v (f64)
 //   store(T*, v)                  rounded to T
 //   stream(T*, v)                 the same past the caches, to T* on a 16-byte boundary
-//   prefetch(const void*)         the line there to the nearest cache, whatever the address
-//   prefetch_to_write(void*)      the same for a line that is going to be written
-//   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T
+//   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T;
+//                                 NaNs as of `Nans::of_bf16`
 //   splat, add, subtract, multiply, fma
 //   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
 //   load_double(const float*)     D floats as f64v
 //   Pair {even, odd}              2 W elements of bf16 or f32, split by their index
-//   load_pair(const T*), store_pair and stream_pair(bfloat16*, Pair)
+//   load_pair(const T*)
+//   store_pair and stream_pair<Nans>(bfloat16*, Pair), whose NaNs become quiet ones
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
 //   RMSNORM_KERNEL                RMSNORM_FLATTEN, or nothing where a call costs no vector
 //   registers
@@ -108,9 +108,11 @@ inline void fetch_to_write(const T* p, std::int64_t ahead) {
 struct NextRow {
   const char* rows[2];
 
-  NextRow(const NextRows& next, std::int64_t r) {
-    for (int k = 0; k < 2; ++k)
-      rows[k] = next.rows[k] == nullptr ? nullptr : next.rows[k] + r * next.strides[k];
+  static NextRow of(const NextRows& next, std::int64_t r) {
+    const auto place = [&next, r](int k) {
+      return next.rows[k] == nullptr ? nullptr : next.rows[k] + r * next.strides[k];
+    };
+    return {{place(0), place(1)}};
   }
   // 32 elements of T from element i on.
   template <class T>
@@ -174,28 +176,23 @@ inline void put(T* p, V v) {
     store(p, v);
   }
 }
-template <bool streams>
+template <Nans nans, bool streams>
 inline void put_pair(bfloat16* p, Pair v) {
   if constexpr (streams) {
-    stream_pair(p, v);
+    stream_pair<nans>(p, v);
   } else {
-    store_pair(p, v);
+    store_pair<nans>(p, v);
   }
 }
 
-template <ElementOrder order, bool streams, class T>
+template <ElementOrder order, Nans nans, bool streams, class T>
 inline void put_two(T* p, Two<typename Compute<T>::scalar> v) {
   if constexpr (order == ElementOrder::in_order) {
     put<streams>(p, v.a);
     put<streams>(p + LanesFor<T>::width, v.b);
   } else {
-    put_pair<streams>(p, {v.a, v.b});
+    put_pair<nans, streams>(p, {v.a, v.b});
   }
-}
-
-template <ElementOrder order, class T>
-inline void store_two(T* p, Two<typename Compute<T>::scalar> v) {
-  put_two<order, false>(p, v);
 }
 
 // ---- sum of squares ----
@@ -411,7 +408,7 @@ inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out) {
     const int i = 2 * k * Set::width;
     const Two<C> a = load_two<order>(x + i), b = load_two<order>(residual + i);
     Two<C> s = {add(a.a, b.a), add(a.b, b.b)};
-    store_two<order>(out + i, s);
+    put_two<order, Nans::of_bf16, false>(out + i, s);
     if constexpr (sizeof(T) < sizeof(C)) s = load_two<order>(out + i);
     acc.take(k, s);
   });
@@ -463,87 +460,119 @@ struct NoWeight {};  // stands for the weight's type where there is none
 template <class W>
 constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
 
-// One register of y from one of x and one of the weight.
-template <class T, class W, bool round_before>
-inline typename LanesFor<T>::V apply_register(typename LanesFor<T>::V x, typename LanesFor<T>::V w,
-                                              typename LanesFor<T>::V rstd,
-                                              typename LanesFor<T>::V offset) {
-  auto h = multiply(x, rstd);
+// Of products of bf16 and weights of W.
+template <class W>
+constexpr Nans nans_with = sizeof(W) > sizeof(bfloat16) ? Nans::any : Nans::of_bf16;
+
+// Of 2 * width elements from w on, or `absent` where there are no weights.
+template <class T, class W, class C = typename Compute<T>::scalar>
+inline Two<C> load_weights(const W* w, const Two<C>& absent) {
+  if constexpr (is_weight<W>) {
+    return load_two<order_of<T>>(w);
+  } else {
+    return absent;
+  }
+}
+
+template <class T>
+struct AppliedRow {
+  const T* x;
+  T* y;
+  typename LanesFor<T>::V rstd;
+};
+
+// One register of y from one of x and one of offset + weight.
+template <class T, class W, bool round_before, class V>
+inline V apply_register(V x, V rstd, V weight) {
+  V h = multiply(x, rstd);
   if constexpr (round_before) h = rounded_to(static_cast<T*>(nullptr), h);
-  if constexpr (is_weight<W>) h = multiply(h, add(w, offset));
+  if constexpr (is_weight<W>) h = multiply(h, weight);
   return h;
 }
 
-template <class T, class W, bool round_before, bool streams>
-inline void apply_step(const T* x, const W* w, T* y, typename LanesFor<T>::V rstd,
+// 32 elements of each of some rows that share the weight.
+template <int rows, class T, class W, bool round_before, bool streams>
+inline void apply_step(const AppliedRow<T>* row, std::int64_t start, const W* w,
                        typename LanesFor<T>::V offset) {
-  for_each_register<LanesFor<T>::count>([=](int u) {
-    const int i = u * LanesFor<T>::width;
-    auto weight = rstd;
-    if constexpr (is_weight<W>) weight = load(w + i);
-    put<streams>(y + i, apply_register<T, W, round_before>(load(x + i), weight, rstd, offset));
+  using C = typename Compute<T>::scalar;
+  constexpr ElementOrder order = order_of<T>;
+  for_each_register<Lanes<C>::count / 2>([row, start, w, offset](int k) {
+    const std::int64_t i = start + 2 * k * Lanes<C>::width;
+    const Two<C> weight = load_weights<T>(is_weight<W> ? w + i : w, {offset, offset});
+    const Two<C> factor = {add(weight.a, offset), add(weight.b, offset)};
+    for_each_register<rows>([&](int r) {
+      const Two<C> x = load_two<order>(row[r].x + i);
+      put_two<order, nans_with<W>, streams>(
+          row[r].y + i, Two<C>{apply_register<T, W, round_before>(x.a, row[r].rstd, factor.a),
+                               apply_register<T, W, round_before>(x.b, row[r].rstd, factor.b)});
+    });
   });
 }
 
-// bf16 in pairs: as 32-bit elements, the odd ones are floats once their lower half is cleared and
-// the even ones after one shift, and the way back is a blend. Widening and packing in order takes
-// four times as many operations on the two ports that shift and shuffle.
-template <class T, class W, bool round_before, bool streams>
-inline void apply_step(const bfloat16* x, const W* w, bfloat16* y, f32v rstd, f32v offset) {
-  for_each_register<Lanes<float>::count / 2>([=](int u) {
-    const int i = 2 * u * Lanes<float>::width;
-    const Pair in = load_pair(x + i);
-    Pair weight = {rstd, rstd};
-    if constexpr (is_weight<W>) weight = load_pair(w + i);
-    put_pair<streams>(y + i,
-                      {apply_register<T, W, round_before>(in.even, weight.even, rstd, offset),
-                       apply_register<T, W, round_before>(in.odd, weight.odd, rstd, offset)});
-  });
+// The last n < 32 elements of a row.
+template <class T, class W, bool round_before>
+inline void apply_rest(const AppliedRow<T>& row, std::int64_t i, std::int64_t n, const W* w,
+                       typename LanesFor<T>::V offset) {
+  const Tail<T> in(row.x + i, n);
+  Tail<T> out;
+  const AppliedRow<T> last = {in.elements, out.elements, row.rstd};
+  if constexpr (is_weight<W>) {
+    const Tail<W> weight(w + i, n);
+    apply_step<1, T, W, round_before, false>(&last, 0, weight.elements, offset);
+  } else {
+    apply_step<1, T, W, round_before, false>(&last, 0, w, offset);
+  }
+  out.copy_to(row.y + i, n);
 }
 
-template <class T, class W, bool round_before, bool streams>
-inline void apply_row(const T* x, const W* w, T* y, std::int64_t n, typename LanesFor<T>::V rstd,
-                      typename LanesFor<T>::V offset, std::int64_t ahead, const NextRow& next) {
+template <int rows, class T, class W, bool round_before, bool streams>
+inline void apply_rows(const ApplyRows& a, std::int64_t first) {
+  using C = typename Compute<T>::scalar;
+  const auto offset = splat(static_cast<C>(a.offset));
+  const W* w = reinterpret_cast<const W*>(a.w + first * a.w_stride);
+  // Copied out of `a`, which stores of y might change as far as a compiler can see.
+  const std::int64_t ahead = a.y_ahead;
+  AppliedRow<T> row[rows];
+  NextRow next[rows];
+  for_each_register<rows>([&](int k) {
+    const std::int64_t r = first + k;
+    next[k] = NextRow::of(a.next, r);
+    row[k] = {reinterpret_cast<const T*>(a.x + r * a.x_stride),
+              reinterpret_cast<T*>(a.y + r * a.y_stride), splat(static_cast<C>(a.rstd[r]))};
+  });
   for_each_step(
-      n,
-      [=](std::int64_t i) {
-        if constexpr (fetches_next<T, streams>) next.fetch<T>(i);
-        if constexpr (!streams) fetch_to_write(y + i, ahead);
-        apply_step<T, W, round_before, streams>(x + i, is_weight<W> ? w + i : w, y + i, rstd,
-                                                offset);
+      a.n,
+      [&](std::int64_t i) {
+        for_each_register<rows>([&](int k) {
+          if constexpr (fetches_next<T, streams>) next[k].template fetch<T>(i);
+          if constexpr (!streams) fetch_to_write(row[k].y + i, ahead);
+        });
+        apply_step<rows, T, W, round_before, streams>(row, i, w, offset);
       },
-      [=](std::int64_t i, std::int64_t left) {
-        const Tail<T> in(x + i, left);
-        Tail<T> out;
-        if constexpr (is_weight<W>) {
-          const Tail<W> weight(w + i, left);
-          apply_step<T, W, round_before, false>(in.elements, weight.elements, out.elements, rstd,
-                                                offset);
-        } else {
-          apply_step<T, W, round_before, false>(in.elements, w, out.elements, rstd, offset);
-        }
-        out.copy_to(y + i, left);
+      [&](std::int64_t i, std::int64_t left) {
+        for_each_register<rows>(
+            [&](int k) { apply_rest<T, W, round_before>(row[k], i, left, w, offset); });
       });
 }
 
+// Two rows share what it takes to load a weight, to widen it and to add the offset: a fifth of the
+// operations for bf16.
 template <class T, class W, bool round_before, bool streams>
-inline void apply_rows(const ApplyRows& a) {
-  using C = typename Compute<T>::scalar;
-  const auto offset = splat(static_cast<C>(a.offset));
-  for (std::int64_t r = 0; r < a.rows; ++r) {
-    apply_row<T, W, round_before, streams>(reinterpret_cast<const T*>(a.x + r * a.x_stride),
-                                           reinterpret_cast<const W*>(a.w + r * a.w_stride),
-                                           reinterpret_cast<T*>(a.y + r * a.y_stride), a.n,
-                                           splat(static_cast<C>(a.rstd[r])), offset, a.y_ahead,
-                                           NextRow(a.next, r));
+inline void apply_all(const ApplyRows& a) {
+  std::int64_t r = 0;
+  if constexpr (is_weight<W>) {
+    for (; a.w_stride == 0 && r + 2 <= a.rows; r += 2) {
+      apply_rows<2, T, W, round_before, streams>(a, r);
+    }
   }
+  for (; r < a.rows; ++r) apply_rows<1, T, W, round_before, streams>(a, r);
 }
 template <class T, class W, bool round_before>
 RMSNORM_KERNEL void apply(const ApplyRows& a) {
   if (a.streams) {
-    apply_rows<T, W, round_before, true>(a);
+    apply_all<T, W, round_before, true>(a);
   } else {
-    apply_rows<T, W, round_before, false>(a);
+    apply_all<T, W, round_before, false>(a);
   }
 }
 

@@ -1,4 +1,5 @@
-// The sizes that decide how memory is best moved, and the order of stores past the caches.
+// What moves memory besides loads and stores: prefetches, the order of stores past the caches, and
+// the sizes of caches that decide what to use.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,17 @@ namespace cpu {
 namespace detail {
 
 #if defined(RMSNORM_X86_64)
+
+// The line at any address to the nearest cache, to be read or to be written. PREFETCHW does nothing
+// on CPUs without it. As assembly, since gcc takes a function that only prefetches to have no
+// effect and drops its calls.
+#if defined(__GNUC__)
+inline void prefetch(const char* p) { __asm__ volatile("prefetcht0 %0" : : "m"(*p)); }
+inline void prefetch_to_write(const char* p) { __asm__ volatile("prefetchw %0" : : "m"(*p)); }
+#else
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+inline void prefetch_to_write(const char* p) { _m_prefetchw(p); }
+#endif
 
 struct CacheBytes {
   std::int64_t second_level = 0;  // 0: CPUID does not tell
@@ -72,6 +84,8 @@ inline void finish_streams() { _mm_sfence(); }
 
 #else
 
+inline void prefetch(const char*) {}
+inline void prefetch_to_write(const char*) {}
 inline std::int64_t far_bytes() { return std::int64_t{1} << 20; }
 inline std::int64_t streaming_bytes() { return INT64_MAX; }
 inline void finish_streams() {}

@@ -9,6 +9,7 @@
 
 #include "../convert.hpp"
 #include "kernel_table.hpp"
+#include "memory.hpp"
 
 namespace rmsnorm {
 namespace cpu {
@@ -30,10 +31,12 @@ inline f32v load(const bfloat16* p) { return vreinterpretq_f32_u32(vshll_n_u16(l
 
 // v rounded to bf16 in the upper half of each element, the lower half undefined; explained in
 // avx2.hpp.
+template <Nans nans>
 inline uint32x4_t bf16_upper(f32v v) {
   const uint32x4_t bits = vreinterpretq_u32_f32(v);
   const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
   const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+  if constexpr (nans == Nans::of_bf16) return rounded;
   const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
   const uint32x4_t is_number = vceqq_f32(v, v);
   return vbslq_u32(is_number, rounded, quiet);
@@ -42,13 +45,13 @@ inline uint32x4_t bf16_upper(f32v v) {
 inline void store(float* p, f32v v) { vst1q_f32(p, v); }
 inline void store(double* p, f64v v) { vst1q_f64(p, v); }
 inline void store(float16* p, f32v v) { store_bits(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
-inline void store(bfloat16* p, f32v v) { store_bits(p, vshrn_n_u32(bf16_upper(v), 16)); }
+inline void store(bfloat16* p, f32v v) { store_bits(p, vshrn_n_u32(bf16_upper<Nans::any>(v), 16)); }
 
 inline f32v rounded_to(const float*, f32v v) { return v; }
 inline f64v rounded_to(const double*, f64v v) { return v; }
 inline f32v rounded_to(const float16*, f32v v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
 inline f32v rounded_to(const bfloat16*, f32v v) {
-  return vreinterpretq_f32_u32(vandq_u32(bf16_upper(v), vdupq_n_u32(0xffff0000u)));
+  return vreinterpretq_f32_u32(vandq_u32(bf16_upper<Nans::of_bf16>(v), vdupq_n_u32(0xffff0000u)));
 }
 
 struct Pair {
@@ -64,9 +67,10 @@ inline Pair load_pair(const float* p) {
   const float32x4x2_t split = vld2q_f32(p);
   return {split.val[0], split.val[1]};
 }
+template <Nans nans>
 inline void store_pair(bfloat16* p, Pair v) {
   // Shifts the even results below the odd ones.
-  const uint32x4_t both = vsriq_n_u32(bf16_upper(v.odd), bf16_upper(v.even), 16);
+  const uint32x4_t both = vsriq_n_u32(bf16_upper<nans>(v.odd), bf16_upper<nans>(v.even), 16);
   vst1q_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpretq_u16_u32(both));
 }
 
@@ -75,9 +79,10 @@ template <class T, class V>
 inline void stream(T* p, V v) {
   store(p, v);
 }
-inline void stream_pair(bfloat16* p, Pair v) { store_pair(p, v); }
-inline void prefetch(const void*) {}
-inline void prefetch_to_write(const void*) {}
+template <Nans nans>
+inline void stream_pair(bfloat16* p, Pair v) {
+  store_pair<nans>(p, v);
+}
 
 inline f32v splat(float s) { return vdupq_n_f32(s); }
 inline f64v splat(double s) { return vdupq_n_f64(s); }

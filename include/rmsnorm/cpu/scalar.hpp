@@ -7,6 +7,7 @@
 
 #include "../convert.hpp"
 #include "kernel_table.hpp"
+#include "memory.hpp"
 
 namespace rmsnorm {
 namespace cpu {
@@ -43,6 +44,7 @@ template <class T>
 inline Pair load_pair(const T* p) {
   return {load(p), load(p + 1)};
 }
+template <Nans>
 inline void store_pair(bfloat16* p, Pair v) {
   store(p, v.even);
   store(p + 1, v.odd);
@@ -53,9 +55,10 @@ template <class T, class V>
 inline void stream(T* p, V v) {
   store(p, v);
 }
-inline void stream_pair(bfloat16* p, Pair v) { store_pair(p, v); }
-inline void prefetch(const void*) {}
-inline void prefetch_to_write(const void*) {}
+template <Nans nans>
+inline void stream_pair(bfloat16* p, Pair v) {
+  store_pair<nans>(p, v);
+}
 
 inline f32v splat(float s) { return {s}; }
 inline f64v splat(double s) { return {s}; }
