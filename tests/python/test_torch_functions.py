@@ -28,6 +28,20 @@ def test_import_of_the_package_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_another_torch_is_refused_by_name():
+    code = (
+        "import torch\n"
+        "del torch._C._any_requires_grad\n"
+        "torch.__version__ = '3.1'\n"
+        "import rmsnorm.torch\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: rmsnorm.torch is made for torch 2.13; torch 3.1 lacks")
+    assert "_any_requires_grad" in last
+
+
 @pytest.mark.parametrize("weight", [None, *DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("eps", [None, 1e-3])

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
+_any_requires_grad = torch._C._any_requires_grad
 
 
 def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
@@ -35,4 +36,4 @@ def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
 
 
 def requires_grad(*arguments: Any) -> bool:
-    return torch._C._any_requires_grad(*arguments) and torch.is_grad_enabled()
+    return _any_requires_grad(*arguments) and torch.is_grad_enabled()

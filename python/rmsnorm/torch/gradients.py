@@ -19,6 +19,12 @@ from .eager import is_eager, requires_grad
 
 Gradient = Tensor | None
 
+# Named here so that a torch without them is refused when this module is imported.
+_has_storage = torch._C._has_storage
+_transforms_active = torch._C._are_functorch_transforms_active
+_after_autograd_keyset = torch._C._after_autograd_keyset
+_AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd
+
 
 def _gradients(
     dy: Tensor,
@@ -34,7 +40,7 @@ def _gradients(
     """dx, dweight and dbias; None for the last two where they are not needed."""
     arguments = (dy, x, residual, weight, bias, rstd, d_residual, *options, needs_dweight)
     # Without storage: a batch of gradients, from torch.autograd.grad(..., is_grads_batched=True).
-    recorded = torch.is_grad_enabled() or not torch._C._has_storage(dy)
+    recorded = torch.is_grad_enabled() or not _has_storage(dy)
     if not recorded and is_eager(*arguments[:7]):
         return operators.gradients(*arguments)
     dx, dweight, dbias = torch.ops.rmsnorm.rms_norm_backward(*arguments)
@@ -165,7 +171,7 @@ def _register(
             output = kernel(*inputs)
             save(ctx, inputs, output)
             return output if how else output[0] if len(output) == 2 else output[:-1]
-        if torch._C._are_functorch_transforms_active():
+        if _transforms_active():
             # In forward grad mode is off, and outer transforms would not record the call.
             with torch.enable_grad():
                 output = below_autograd(how, *inputs)
@@ -175,11 +181,11 @@ def _register(
         return output
 
     def below_autograd(keys: Any, *inputs: Any) -> Any:
-        rest = keys & torch._C._after_autograd_keyset
+        rest = keys & _after_autograd_keyset
         if rest.highestPriorityTypeId() in operators.BACKENDS:
             # Where the dispatcher would come, in half of the time.
             return operators.on_plain_tensors(kernel, *inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowAutograd():
             return operator.redispatch(rest, *inputs)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -192,7 +198,7 @@ def _register(
             return by_formula(*inputs)
         if not requires_grad(*inputs):
             return below_autograd(keys, *inputs)
-        if torch._C._are_functorch_transforms_active():
+        if _transforms_active():
             with enable_single_level_autograd_function():
                 return function.apply(*inputs, keys)
         return function.apply(*inputs, keys)
