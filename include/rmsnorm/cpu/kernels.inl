@@ -490,42 +490,53 @@ inline V apply_register(V x, V rstd, V weight) {
   return h;
 }
 
+// What kernels of y are made for, besides dtypes.
+template <bool adds, bool rounds, bool past>
+struct ApplyOptions {
+  static constexpr bool adds_offset = adds;
+  static constexpr bool round_before = rounds;
+  static constexpr bool streams = past;
+};
+
 // 32 elements of each of some rows that share the weight.
-template <int rows, class T, class W, bool round_before, bool streams>
+template <class Options, int rows, class T, class W>
 inline void apply_step(const AppliedRow<T>* row, std::int64_t start, const W* w,
                        typename LanesFor<T>::V offset) {
   using C = typename Compute<T>::scalar;
   constexpr ElementOrder order = order_of<T>;
   for_each_register<Lanes<C>::count / 2>([row, start, w, offset](int k) {
     const std::int64_t i = start + 2 * k * Lanes<C>::width;
-    const Two<C> weight = load_weights<T>(is_weight<W> ? w + i : w, {offset, offset});
-    const Two<C> factor = {add(weight.a, offset), add(weight.b, offset)};
+    Two<C> factor = load_weights<T>(is_weight<W> ? w + i : w, {offset, offset});
+    if constexpr (Options::adds_offset) {
+      factor = {add(factor.a, offset), add(factor.b, offset)};
+    }
     for_each_register<rows>([&](int r) {
       const Two<C> x = load_two<order>(row[r].x + i);
-      put_two<order, nans_with<W>, streams>(
-          row[r].y + i, Two<C>{apply_register<T, W, round_before>(x.a, row[r].rstd, factor.a),
-                               apply_register<T, W, round_before>(x.b, row[r].rstd, factor.b)});
+      const Two<C> y = {apply_register<T, W, Options::round_before>(x.a, row[r].rstd, factor.a),
+                        apply_register<T, W, Options::round_before>(x.b, row[r].rstd, factor.b)};
+      put_two<order, nans_with<W>, Options::streams>(row[r].y + i, y);
     });
   });
 }
 
 // The last n < 32 elements of a row.
-template <class T, class W, bool round_before>
+template <class Options, class T, class W>
 inline void apply_rest(const AppliedRow<T>& row, std::int64_t i, std::int64_t n, const W* w,
                        typename LanesFor<T>::V offset) {
+  using InCache = ApplyOptions<Options::adds_offset, Options::round_before, false>;
   const Tail<T> in(row.x + i, n);
   Tail<T> out;
   const AppliedRow<T> last = {in.elements, out.elements, row.rstd};
   if constexpr (is_weight<W>) {
     const Tail<W> weight(w + i, n);
-    apply_step<1, T, W, round_before, false>(&last, 0, weight.elements, offset);
+    apply_step<InCache, 1, T, W>(&last, 0, weight.elements, offset);
   } else {
-    apply_step<1, T, W, round_before, false>(&last, 0, w, offset);
+    apply_step<InCache, 1, T, W>(&last, 0, w, offset);
   }
   out.copy_to(row.y + i, n);
 }
 
-template <int rows, class T, class W, bool round_before, bool streams>
+template <class Options, int rows, class T, class W>
 inline void apply_rows(const ApplyRows& a, std::int64_t first) {
   using C = typename Compute<T>::scalar;
   const auto offset = splat(static_cast<C>(a.offset));
@@ -544,35 +555,37 @@ inline void apply_rows(const ApplyRows& a, std::int64_t first) {
       a.n,
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
-          if constexpr (fetches_next<T, streams>) next[k].template fetch<T>(i);
-          if constexpr (!streams) fetch_to_write(row[k].y + i, ahead);
+          if constexpr (fetches_next<T, Options::streams>) next[k].template fetch<T>(i);
+          if constexpr (!Options::streams) fetch_to_write(row[k].y + i, ahead);
         });
-        apply_step<rows, T, W, round_before, streams>(row, i, w, offset);
+        apply_step<Options, rows>(row, i, w, offset);
       },
       [&](std::int64_t i, std::int64_t left) {
-        for_each_register<rows>(
-            [&](int k) { apply_rest<T, W, round_before>(row[k], i, left, w, offset); });
+        for_each_register<rows>([&](int k) { apply_rest<Options>(row[k], i, left, w, offset); });
       });
 }
 
 // Two rows share what it takes to load a weight, to widen it and to add the offset: a fifth of the
-// operations for bf16.
-template <class T, class W, bool round_before, bool streams>
+// operations for bf16. f32 beyond the caches waits for memory in any case.
+template <class Options, class T, class W>
 inline void apply_all(const ApplyRows& a) {
   std::int64_t r = 0;
-  if constexpr (is_weight<W>) {
-    for (; a.w_stride == 0 && r + 2 <= a.rows; r += 2) {
-      apply_rows<2, T, W, round_before, streams>(a, r);
-    }
+  if constexpr (is_weight<W> && (!Options::streams || sizeof(T) == 2)) {
+    for (; a.w_stride == 0 && r + 2 <= a.rows; r += 2) apply_rows<Options, 2, T, W>(a, r);
   }
-  for (; r < a.rows; ++r) apply_rows<1, T, W, round_before, streams>(a, r);
+  for (; r < a.rows; ++r) apply_rows<Options, 1, T, W>(a, r);
 }
+
+// In the nearest caches f32 takes a tenth of its time to add an offset, even one of -0.0, which
+// changes no weight; elsewhere it takes none.
 template <class T, class W, bool round_before>
 RMSNORM_KERNEL void apply(const ApplyRows& a) {
   if (a.streams) {
-    apply_all<T, W, round_before, true>(a);
+    apply_all<ApplyOptions<true, round_before, true>, T, W>(a);
+  } else if (is_weight<W> && a.offset != 0.0) {
+    apply_all<ApplyOptions<true, round_before, false>, T, W>(a);
   } else {
-    apply_all<T, W, round_before, false>(a);
+    apply_all<ApplyOptions<false, round_before, false>, T, W>(a);
   }
 }
 
