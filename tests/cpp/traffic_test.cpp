@@ -2,6 +2,7 @@
 // past them: the same bits as small ones.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -9,6 +10,10 @@
 #include "case_grid.hpp"
 #include "instruction_sets.hpp"
 #include "rmsnorm/cpu/memory.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace rmsnorm_test {
 namespace {
@@ -122,6 +127,22 @@ TEST(Traffic, ForwardGivesTheBitsOfSmallCalls) {
     }
   }
 }
+
+#if defined(__linux__)
+// As results that were just allocated are: ordinary stores, with the same bits.
+TEST(Traffic, NewMemoryIsNotBacked) {
+  if (rmsnorm::cpu::detail::streaming_bytes() == INT64_MAX) GTEST_SKIP() << "nothing is streamed";
+  constexpr std::size_t pages = 2, page = 4096;
+  void* memory =
+      mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  unsigned char* bytes = static_cast<unsigned char*>(memory);
+  bytes[1] = 1;
+  EXPECT_TRUE(rmsnorm::cpu::detail::is_backed(bytes + page - 1));
+  EXPECT_FALSE(rmsnorm::cpu::detail::is_backed(bytes + page));
+  munmap(memory, pages * page);
+}
+#endif
 
 // Stores past the caches fault on addresses that are no multiples of 16.
 TEST(Traffic, RowsOffTheBoundariesAreStoredAsUsual) {

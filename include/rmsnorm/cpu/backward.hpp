@@ -53,12 +53,13 @@ class Backward {
     choose_kernels(table);
     const std::int64_t row_bytes =
         layout.n() * (size_in_bytes(p.x.dtype) + size_in_bytes(p.dy.dtype));
-    rows_.streams = differentiate_ != nullptr && traffic_.streams();
     group_ =
         traffic_.rows_of_group(row_bytes, p.x.dtype, shares_sums(p.x.dtype, layout.n()) ? 2 : 1);
   }
 
   void run(std::int64_t block_begin, std::int64_t block_end) {
+    const std::int64_t last_row = blocks_.rows_of(block_end - 1).end - 1;
+    rows_.streams = differentiate_ != nullptr && traffic_.streams(last_row);
     for (std::int64_t b = block_begin; b < block_end; ++b) run_block(b);
     if (rows_.streams) finish_streams();
   }

@@ -38,7 +38,6 @@ class Forward {
         !p.residual.present() && is_plain(role_x, p.x.dtype) && kernels_sum_alike(p.x.dtype);
     sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
     apply_ = choose_apply();
-    apply_rows_.streams = apply_ != nullptr && traffic_.streams();
     group_ =
         traffic_.rows_of_group(layout.n() * size_in_bytes(normalised_dtype_), normalised_dtype_, 1);
   }
@@ -50,6 +49,7 @@ class Forward {
     double v[max_group], rstd[max_group];
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
+    apply_rows_.streams = apply_ != nullptr && traffic_.streams(row_end - 1);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();

@@ -9,6 +9,9 @@
 #if defined(RMSNORM_X86_64)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace rmsnorm {
 namespace cpu {
@@ -79,6 +82,20 @@ inline std::int64_t streaming_bytes() {
   return bytes;
 }
 
+// Whether the page at p is there, which new memory gets when it is first written: zeroed, and by
+// that in the cache, from which a store past the caches has to throw it out first. f32 4096 x 4096
+// takes 53 ms with such stores to new memory and 35 with others.
+inline bool is_backed(const void* p) {
+#if defined(__linux__)
+  constexpr std::uintptr_t page = 4096;
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(p) / page * page;
+  unsigned char resident = 1;
+  return mincore(reinterpret_cast<void*>(begin), page, &resident) != 0 || (resident & 1) != 0;
+#else
+  return p != nullptr;
+#endif
+}
+
 // Orders streamed stores before whatever the thread stores next, as other threads see them.
 inline void finish_streams() { _mm_sfence(); }
 
@@ -88,6 +105,7 @@ inline void prefetch(const char*) {}
 inline void prefetch_to_write(const char*) {}
 inline std::int64_t far_bytes() { return std::int64_t{1} << 20; }
 inline std::int64_t streaming_bytes() { return INT64_MAX; }
+inline bool is_backed(const void*) { return true; }
 inline void finish_streams() {}
 
 #endif

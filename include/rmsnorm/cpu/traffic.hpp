@@ -20,7 +20,8 @@ class Traffic {
  public:
   // Of all rows of the call, so that it does not matter how they are split over threads. `tensors`
   // may be absent; `out` is one of them.
-  Traffic(const RowLayout& layout, std::initializer_list<Role> tensors, Role out) {
+  Traffic(const RowLayout& layout, std::initializer_list<Role> tensors, Role out)
+      : layout_(layout), out_(out) {
     const Operand& written = layout.operand(out);
     std::int64_t bytes = 0;
     bool in_place = false;
@@ -36,8 +37,10 @@ class Traffic {
     streams_ = !in_place && bytes >= streaming_bytes() && can_stream(layout, written);
   }
 
-  // Where results of kernels are stored past the caches.
-  bool streams() const { return streams_; }
+  // Whether kernels store past the caches, in rows up to `last_row`.
+  bool streams(std::int64_t last_row) const {
+    return streams_ && is_backed(RowCursor(layout_, last_row).row(out_));
+  }
 
   // Rows that are read twice in turn, of row_bytes each. From the nearest caches, larger groups
   // push their rows out of L1 before they are read again, and smaller ones share less of what a row
@@ -76,6 +79,8 @@ class Traffic {
     return aligned;
   }
 
+  const RowLayout& layout_;
+  Role out_;
   bool far_;
   bool streams_;
 };
