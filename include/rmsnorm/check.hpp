@@ -46,36 +46,34 @@ struct TensorRef {
 // ---- memory extents and overlap ----
 
 // The memory of a tensor in bytes: begin + sum of index[d] * stride[d], each stride positive, plus
-// the element itself. Dimensions of size one are left out.
+// the element itself. Dimensions of size one are left out, and all where there are no elements.
 struct Extent {
-  std::uintptr_t begin = 0;
-  std::uintptr_t end = 0;  // equal to begin: empty
-  std::int64_t element_size = 0;
-  int rank = 0;
-  std::int64_t strides[max_rank];  // the first `rank` are set
+  std::uintptr_t begin;
+  std::uintptr_t end;  // equal to begin: empty
+  std::int64_t element_size;
+  int rank;
+  // Each stride steps over all that the dimensions after it reach, as in every tensor whose
+  // dimensions are in the order of its memory: no two elements share any.
+  bool nested;
+  std::int64_t strides[max_rank];  // the first `rank` are set, the innermost dimension's first
   std::int64_t counts[max_rank];
 };
 
-// Of a tensor with elements. False where it reaches further than an address does.
-inline bool make_extent(const TensorRef& t, Extent* e) {
-  e->element_size = size_in_bytes(t.dtype);
-  std::int64_t below = 0, span = e->element_size;
-  for (int d = 0; d < t.rank; ++d) {
-    if (t.sizes[d] == 1) continue;
-    if (t.strides[d] <= -int64_max / 8 || t.strides[d] >= int64_max / 8) return false;
-    const std::int64_t stride = magnitude(t.strides[d]) * e->element_size;
-    const std::int64_t reach = checked_product(stride, t.sizes[d] - 1);
-    if (reach < 0 || reach > int64_max / 4 - span) return false;
-    span += reach;
-    if (t.strides[d] < 0) below += reach;
-    e->strides[e->rank] = stride;
-    e->counts[e->rank] = t.sizes[d];
-    ++e->rank;
-  }
-  const std::uintptr_t data = reinterpret_cast<std::uintptr_t>(t.data);
-  e->begin = data - static_cast<std::uintptr_t>(below);
-  e->end = e->begin + static_cast<std::uintptr_t>(span);
-  return e->begin <= data && e->begin < e->end;
+// Adds a dimension of two or more elements outside of those before. False where the tensor then
+// reaches further than an address does.
+inline bool add_dimension(std::int64_t size, std::int64_t stride, std::int64_t* below,
+                          std::int64_t* span, Extent* e) {
+  if (stride <= -int64_max / 8 || stride >= int64_max / 8) return false;
+  const std::int64_t bytes = magnitude(stride) * e->element_size;
+  const std::int64_t reach = checked_product(bytes, size - 1);
+  if (reach < 0 || reach > int64_max / 4 - *span) return false;
+  e->nested = e->nested && bytes >= *span;
+  *span += reach;
+  if (stride < 0) *below += reach;
+  e->strides[e->rank] = bytes;
+  e->counts[e->rank] = size;
+  ++e->rank;
+  return true;
 }
 
 // Sorts by descending stride.
@@ -124,12 +122,17 @@ inline bool reaches(const std::int64_t* strides, const std::int64_t* counts, int
   return false;
 }
 
-// Whether any byte belongs to both. Interleaved views of one buffer (the q and k columns of a
-// packed row) do not overlap although their extents do: the question is whether
+// Whether one ends where or before the other begins, as tensors that are no views of one memory do.
+inline bool are_apart(const Extent& a, const Extent& b) {
+  return a.end <= b.begin || b.end <= a.begin || a.begin == a.end || b.begin == b.end;
+}
+
+// Whether any byte belongs to both, of two that are not apart. Interleaved views of one buffer (the
+// q and k columns of a packed row) do not overlap although their extents do: the question is
+// whether
 //     a.begin + sum i s + p == b.begin + sum j t + q
 // has a solution. Counting j and q downwards makes every term positive.
 inline bool overlap(const Extent& a, const Extent& b) {
-  if (a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin) return false;
   std::int64_t strides[2 * max_rank], counts[2 * max_rank];
   int rank = 0;
   std::int64_t target = static_cast<std::int64_t>(b.begin - a.begin) + b.element_size - 1;
@@ -166,24 +169,44 @@ inline bool exact_alias(const TensorRef& a, const TensorRef& b) {
 
 // ---- tensors ----
 
-inline Status check_tensor(const TensorRef& t, Argument argument, Extent* extent) {
-  if (!is_valid(t.dtype)) return {Code::invalid_dtype, argument};
-  if (t.rank > max_rank) return {Code::invalid_rank, argument};
+// Checks of one argument return a code, which fits in a register: gcc 12 builds a Status in memory
+// from halves and loads it whole, and each of those loads waits 12 cycles.
+
+inline Code check_tensor(const TensorRef& t, Extent* e) {
+  if (!is_valid(t.dtype)) return Code::invalid_dtype;
+  if (t.rank > max_rank) return Code::invalid_rank;
   // Sizes of zero are left out, so that products of some dimensions are in range too; 2^59 elements
   // of any dtype, and padding to whole vectors, are within 64 bits.
   constexpr std::int64_t most = std::int64_t{1} << 59;
-  std::int64_t count = 1;
-  bool empty = false;
-  for (int d = 0; d < t.rank; ++d) {
-    if (t.sizes[d] < 0) return {Code::invalid_size, argument};
-    empty = empty || t.sizes[d] == 0;
-    if (t.sizes[d] != 0) count = checked_product(count, t.sizes[d]);
-    if (count < 0 || count > most) return {Code::invalid_size, argument};
+  e->element_size = size_in_bytes(t.dtype);
+  e->rank = 0;
+  e->nested = true;
+  std::int64_t count = 1, below = 0, span = e->element_size;
+  bool empty = false, addressable = true;
+  for (int d = t.rank - 1; d >= 0; --d) {
+    const std::int64_t size = t.sizes[d];
+    if (size == 1) continue;
+    if (size < 0) return Code::invalid_size;
+    if (size == 0) {
+      empty = true;
+      continue;
+    }
+    count = checked_product(count, size);
+    if (count < 0 || count > most) return Code::invalid_size;
+    addressable = addressable && add_dimension(size, t.strides[d], &below, &span, e);
   }
-  if (empty) return {};
-  if (t.data == nullptr) return {Code::null_data, argument};
-  if (!make_extent(t, extent)) return {Code::invalid_size, argument};
-  return {};
+  const std::uintptr_t data = reinterpret_cast<std::uintptr_t>(t.data);
+  if (empty) {
+    e->begin = e->end = data;
+    e->rank = 0;
+    e->nested = true;
+    return Code::ok;
+  }
+  if (t.data == nullptr) return Code::null_data;
+  e->begin = data - static_cast<std::uintptr_t>(below);
+  e->end = e->begin + static_cast<std::uintptr_t>(span);
+  addressable = addressable && e->begin <= data && e->begin < e->end;
+  return addressable ? Code::ok : Code::invalid_size;
 }
 
 // First normalised dimension of x, or -1 for an axis outside of its rank.
@@ -191,69 +214,60 @@ constexpr int first_axis(const TensorRef& x, std::int32_t axis) {
   return axis >= -x.rank && axis < x.rank ? (axis < 0 ? axis + x.rank : axis) : -1;
 }
 
-inline bool sizes_equal(const TensorRef& a, const TensorRef& b, int rank) {
+template <class A, class B>
+bool sizes_equal(const A& a, const B& b, int rank) {
   for (int d = 0; d < rank; ++d) {
     if (a.sizes[d] != b.sizes[d]) return false;
   }
   return true;
 }
 
-// Tensors, present or not, whose sizes are the first `rank` ones of another.
-struct SizedLike {
-  const TensorRef& tensor;
-  Argument argument;
-  int rank;
-};
-inline Status check_sizes(const TensorRef& x, std::initializer_list<SizedLike> tensors) {
-  for (const SizedLike& s : tensors) {
-    if (!s.tensor.present()) continue;
-    if (s.tensor.rank != s.rank) return {Code::invalid_rank, s.argument};
-    if (!sizes_equal(x, s.tensor, s.rank)) return {Code::invalid_size, s.argument};
-  }
-  return {};
+// A tensor, present or not, whose sizes are the first `rank` ones of x.
+template <class Void>
+Code check_sizes(const TensorRef& x, const BasicTensor<Void>& t, int rank) {
+  if (!t.present()) return Code::ok;
+  if (t.rank != rank) return Code::invalid_rank;
+  return sizes_equal(x, t, rank) ? Code::ok : Code::invalid_size;
 }
 
-// weight and bias: the normalised axes of x exactly, leading dimensions broadcast.
-inline Status check_broadcast(const TensorRef& x, int axis, const TensorRef& t, Argument argument) {
-  if (t.rank < x.rank - axis || t.rank > x.rank) return {Code::invalid_rank, argument};
+// weight and bias, present or not: the normalised axes of x exactly, leading dimensions broadcast.
+template <class Void>
+Code check_broadcast(const TensorRef& x, int axis, const BasicTensor<Void>& t) {
+  if (!t.present()) return Code::ok;
+  if (t.rank < x.rank - axis || t.rank > x.rank) return Code::invalid_rank;
   const int skipped = x.rank - t.rank;
   for (int d = 0; d < t.rank; ++d) {
     const std::int64_t size = x.sizes[d + skipped];
     const bool fits = t.sizes[d] == size || (t.sizes[d] == 1 && d + skipped < axis);
-    if (!fits) return {Code::invalid_size, argument};
+    if (!fits) return Code::invalid_size;
   }
-  return {};
+  return Code::ok;
 }
 
-// Tensors of an operation with their extents, checked against each other as they are added.
+// Tensors of an operation with their extents, checked against each other as they are added, and
+// the status of the first check that failed.
 class TensorList {
  public:
-  // `t` may be absent.
-  Status add(const TensorRef& t, Argument argument) {
-    if (!t.present()) return {};
-    Entry& entry = entries_[count_];
-    const Status status = check_tensor(t, argument, &entry.extent);
-    if (!status.ok()) return status;
-    entry.tensor = t;
-    entry.argument = argument;
-    ++count_;
-    return {};
+  const Status& status() const { return status_; }
+
+  // True, and the status set, for every code but ok.
+  bool fails(Code code, Argument argument) {
+    if (code == Code::ok) return false;
+    status_ = {code, argument};
+    return true;
+  }
+
+  // `t` may be absent, and most are: that is seen before a TensorRef is made.
+  template <class Void>
+  bool refuses(const BasicTensor<Void>& t, Argument argument) {
+    return t.present() && fails(add(t, argument), argument);
   }
 
   // The output must not share memory with itself or with any other tensor; the inputs `aliases` may
   // be exactly the output.
-  Status check_output(Argument output, std::initializer_list<Argument> aliases = {}) const {
+  bool refuses_output(Argument output, std::initializer_list<Argument> aliases = {}) {
     const Entry* out = find(output);
-    if (out == nullptr) return {};
-    if (overlaps_itself(out->extent)) return {Code::self_overlap, output};
-    for (int i = 0; i < count_; ++i) {
-      const Entry& other = entries_[i];
-      if (&other == out || !overlap(out->extent, other.extent)) continue;
-      bool may_alias = false;
-      for (const Argument alias : aliases) may_alias = may_alias || alias == other.argument;
-      if (!may_alias || !exact_alias(out->tensor, other.tensor)) return {Code::overlap, output};
-    }
-    return {};
+    return out != nullptr && fails(check_output(*out, aliases), output);
   }
 
  private:
@@ -262,6 +276,30 @@ class TensorList {
     Argument argument;
     Extent extent;
   };
+
+  Code add(const TensorRef& t, Argument argument) {
+    Entry& entry = entries_[count_];
+    const Code code = check_tensor(t, &entry.extent);
+    if (code != Code::ok) return code;
+    entry.tensor = t;
+    entry.argument = argument;
+    ++count_;
+    return Code::ok;
+  }
+
+  Code check_output(const Entry& out, std::initializer_list<Argument> aliases) const {
+    const Extent& extent = out.extent;
+    if (!extent.nested && overlaps_itself(extent)) return Code::self_overlap;
+    for (int i = 0; i < count_; ++i) {
+      const Entry& other = entries_[i];
+      if (&other == &out || are_apart(extent, other.extent)) continue;
+      bool may_alias = false;
+      for (const Argument alias : aliases) may_alias = may_alias || alias == other.argument;
+      if (may_alias && exact_alias(out.tensor, other.tensor)) continue;
+      if (overlap(extent, other.extent)) return Code::overlap;
+    }
+    return Code::ok;
+  }
 
   const Entry* find(Argument argument) const {
     for (int i = 0; i < count_; ++i) {
@@ -272,11 +310,15 @@ class TensorList {
 
   Entry entries_[12];
   int count_ = 0;
+  Status status_;
 };
 
 inline bool is_statistic(DType t) { return t == DType::f32 || t == DType::f64; }
 
-inline bool is_f64(const TensorRef& t) { return t.present() && t.dtype == DType::f64; }
+template <class Void>
+bool is_f64(const BasicTensor<Void>& t) {
+  return t.present() && t.dtype == DType::f64;
+}
 
 // The options that forward and backward share.
 inline Status check_options(double eps, double weight_offset, bool has_weight, double partial,
@@ -316,6 +358,7 @@ inline DType compute_type(const BackwardParams& p) {
 // What forward() would refuse, without computing anything.
 inline Status check(const ForwardParams& p) {
   using detail::check_broadcast;
+  using detail::check_sizes;
   if (!p.x.present()) return {Code::missing, Argument::x};
   if (!p.y.present()) return {Code::missing, Argument::y};
   if (p.x.rank < 1) return {Code::invalid_rank, Argument::x};
@@ -323,55 +366,46 @@ inline Status check(const ForwardParams& p) {
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
-  const detail::TensorRef x(p.x), residual(p.residual), mean_square(p.mean_square);
-  const detail::TensorRef y(p.y), residual_out(p.residual_out), rstd(p.rstd);
+  const detail::TensorRef x(p.x);
   detail::TensorList tensors;
-  Status status;
-  const auto failed = [&status](Status s) {
-    status = s;
-    return !s.ok();
-  };
-  if (failed(tensors.add(x, Argument::x)) || failed(tensors.add(residual, Argument::residual)) ||
-      failed(tensors.add(p.weight, Argument::weight)) ||
-      failed(tensors.add(p.bias, Argument::bias)) ||
-      failed(tensors.add(mean_square, Argument::mean_square)) ||
-      failed(tensors.add(y, Argument::y)) ||
-      failed(tensors.add(residual_out, Argument::residual_out)) ||
-      failed(tensors.add(rstd, Argument::rstd))) {
-    return status;
+  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(p.residual, Argument::residual) ||
+      tensors.refuses(p.weight, Argument::weight) || tensors.refuses(p.bias, Argument::bias) ||
+      tensors.refuses(p.mean_square, Argument::mean_square) || tensors.refuses(p.y, Argument::y) ||
+      tensors.refuses(p.residual_out, Argument::residual_out) ||
+      tensors.refuses(p.rstd, Argument::rstd)) {
+    return tensors.status();
   }
 
-  if (failed(detail::check_sizes(x, {{residual, Argument::residual, x.rank},
-                                     {y, Argument::y, x.rank},
-                                     {residual_out, Argument::residual_out, x.rank},
-                                     {rstd, Argument::rstd, axis},
-                                     {mean_square, Argument::mean_square, axis}}))) {
-    return status;
+  if (tensors.fails(check_sizes(x, p.residual, x.rank), Argument::residual) ||
+      tensors.fails(check_sizes(x, p.y, x.rank), Argument::y) ||
+      tensors.fails(check_sizes(x, p.residual_out, x.rank), Argument::residual_out) ||
+      tensors.fails(check_sizes(x, p.rstd, axis), Argument::rstd) ||
+      tensors.fails(check_sizes(x, p.mean_square, axis), Argument::mean_square)) {
+    return tensors.status();
   }
-  if (p.weight.present() && failed(check_broadcast(p.x, axis, p.weight, Argument::weight)))
-    return status;
-  if (p.bias.present() && failed(check_broadcast(p.x, axis, p.bias, Argument::bias))) return status;
+  if (tensors.fails(check_broadcast(x, axis, p.weight), Argument::weight)) return tensors.status();
+  if (tensors.fails(check_broadcast(x, axis, p.bias), Argument::bias)) return tensors.status();
 
   if (p.mean_square.present() && !detail::is_statistic(p.mean_square.dtype)) {
     return {Code::invalid_dtype, Argument::mean_square};
   }
-  if (rstd.present() && rstd.dtype != compute_type(p)) return {Code::invalid_dtype, Argument::rstd};
-  if (residual_out.present() && !p.residual.present()) {
+  if (p.rstd.present() && p.rstd.dtype != compute_type(p))
+    return {Code::invalid_dtype, Argument::rstd};
+  if (p.residual_out.present() && !p.residual.present()) {
     return {Code::unexpected, Argument::residual_out};
   }
 
-  if (failed(detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
-                                   p.mean_square.present()))) {
-    return status;
-  }
+  const Status options = detail::check_options(p.eps, p.weight_offset, p.weight.present(),
+                                               p.partial, p.mean_square.present());
+  if (!options.ok()) return options;
   if (static_cast<std::int32_t>(p.rounding) < 0 || p.rounding > Rounding::rstd) {
     return {Code::invalid_value, Argument::rounding};
   }
 
-  if (failed(tensors.check_output(Argument::y, {Argument::x, Argument::residual})) ||
-      failed(tensors.check_output(Argument::residual_out, {Argument::x, Argument::residual})) ||
-      failed(tensors.check_output(Argument::rstd))) {
-    return status;
+  if (tensors.refuses_output(Argument::y, {Argument::x, Argument::residual}) ||
+      tensors.refuses_output(Argument::residual_out, {Argument::x, Argument::residual}) ||
+      tensors.refuses_output(Argument::rstd)) {
+    return tensors.status();
   }
   return {};
 }
@@ -382,21 +416,23 @@ inline Status check(const MeanSquareParams& p) {
   if (p.x.rank < 1 || p.x.rank > max_rank) return {Code::invalid_rank, Argument::x};
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
-  const detail::TensorRef out(p.mean_square);
+  const Tensor& out = p.mean_square;
   detail::TensorList tensors;
-  Status status = tensors.add(p.x, Argument::x);
-  if (status.ok()) status = tensors.add(out, Argument::mean_square);
-  if (!status.ok()) return status;
+  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(out, Argument::mean_square)) {
+    return tensors.status();
+  }
   if (out.rank != axis) return {Code::invalid_rank, Argument::mean_square};
   if (!detail::sizes_equal(p.x, out, axis)) return {Code::invalid_size, Argument::mean_square};
   if (!detail::is_statistic(out.dtype)) return {Code::invalid_dtype, Argument::mean_square};
   if (!(p.partial > 0.0 && p.partial <= 1.0)) return {Code::invalid_value, Argument::partial};
-  return tensors.check_output(Argument::mean_square);
+  tensors.refuses_output(Argument::mean_square);
+  return tensors.status();
 }
 
 // What backward() would refuse of the tensors and options. How large the workspace must be is for
 // the CPU and for CUDA to say.
 inline Status check(const BackwardParams& p) {
+  using detail::check_sizes;
   if (!p.x.present()) return {Code::missing, Argument::x};
   if (!p.dy.present()) return {Code::missing, Argument::dy};
   if (!p.dx.present()) return {Code::missing, Argument::dx};
@@ -404,66 +440,53 @@ inline Status check(const BackwardParams& p) {
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
-  const detail::TensorRef x(p.x), dy(p.dy), residual(p.residual), weight(p.weight), rstd(p.rstd);
-  const detail::TensorRef mean_square(p.mean_square), d_residual(p.d_residual), dx(p.dx);
-  const detail::TensorRef dweight(p.dweight), dbias(p.dbias), d_mean_square(p.d_mean_square);
+  const detail::TensorRef x(p.x), weight(p.weight);
   detail::TensorList tensors;
-  Status status;
-  const auto failed = [&status](Status s) {
-    status = s;
-    return !s.ok();
-  };
-  if (failed(tensors.add(x, Argument::x)) || failed(tensors.add(dy, Argument::dy)) ||
-      failed(tensors.add(residual, Argument::residual)) ||
-      failed(tensors.add(weight, Argument::weight)) || failed(tensors.add(rstd, Argument::rstd)) ||
-      failed(tensors.add(mean_square, Argument::mean_square)) ||
-      failed(tensors.add(d_residual, Argument::d_residual)) ||
-      failed(tensors.add(dx, Argument::dx)) || failed(tensors.add(dweight, Argument::dweight)) ||
-      failed(tensors.add(dbias, Argument::dbias)) ||
-      failed(tensors.add(d_mean_square, Argument::d_mean_square))) {
-    return status;
+  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(p.dy, Argument::dy) ||
+      tensors.refuses(p.residual, Argument::residual) ||
+      tensors.refuses(p.weight, Argument::weight) || tensors.refuses(p.rstd, Argument::rstd) ||
+      tensors.refuses(p.mean_square, Argument::mean_square) ||
+      tensors.refuses(p.d_residual, Argument::d_residual) || tensors.refuses(p.dx, Argument::dx) ||
+      tensors.refuses(p.dweight, Argument::dweight) || tensors.refuses(p.dbias, Argument::dbias) ||
+      tensors.refuses(p.d_mean_square, Argument::d_mean_square)) {
+    return tensors.status();
   }
 
-  if (failed(detail::check_sizes(x, {{dy, Argument::dy, x.rank},
-                                     {residual, Argument::residual, x.rank},
-                                     {d_residual, Argument::d_residual, x.rank},
-                                     {dx, Argument::dx, x.rank},
-                                     {rstd, Argument::rstd, axis},
-                                     {mean_square, Argument::mean_square, axis},
-                                     {d_mean_square, Argument::d_mean_square, axis}}))) {
-    return status;
+  if (tensors.fails(check_sizes(x, p.dy, x.rank), Argument::dy) ||
+      tensors.fails(check_sizes(x, p.residual, x.rank), Argument::residual) ||
+      tensors.fails(check_sizes(x, p.d_residual, x.rank), Argument::d_residual) ||
+      tensors.fails(check_sizes(x, p.dx, x.rank), Argument::dx) ||
+      tensors.fails(check_sizes(x, p.rstd, axis), Argument::rstd) ||
+      tensors.fails(check_sizes(x, p.mean_square, axis), Argument::mean_square) ||
+      tensors.fails(check_sizes(x, p.d_mean_square, axis), Argument::d_mean_square)) {
+    return tensors.status();
   }
-  if (weight.present() && failed(detail::check_broadcast(x, axis, weight, Argument::weight))) {
-    return status;
+  if (tensors.fails(check_broadcast(x, axis, p.weight), Argument::weight)) {
+    return tensors.status();
   }
-  if (dweight.present() && !weight.present()) return {Code::unexpected, Argument::dweight};
-  if (dweight.present() && dweight.rank != weight.rank) {
-    return {Code::invalid_rank, Argument::dweight};
+  if (p.dweight.present() && !weight.present()) return {Code::unexpected, Argument::dweight};
+  if (tensors.fails(check_sizes(weight, p.dweight, weight.rank), Argument::dweight))
+    return tensors.status();
+  if (tensors.fails(check_broadcast(x, axis, p.dbias), Argument::dbias)) {
+    return tensors.status();
   }
-  if (dweight.present() && !detail::sizes_equal(weight, dweight, weight.rank)) {
-    return {Code::invalid_size, Argument::dweight};
-  }
-  if (dbias.present() && failed(detail::check_broadcast(x, axis, dbias, Argument::dbias))) {
-    return status;
-  }
-  if (d_mean_square.present() && !mean_square.present()) {
+  if (p.d_mean_square.present() && !p.mean_square.present()) {
     return {Code::unexpected, Argument::d_mean_square};
   }
-  for (const auto& s : {detail::SizedLike{rstd, Argument::rstd, axis},
-                        detail::SizedLike{mean_square, Argument::mean_square, axis},
-                        detail::SizedLike{d_mean_square, Argument::d_mean_square, axis}}) {
-    if (s.tensor.present() && !detail::is_statistic(s.tensor.dtype)) {
-      return {Code::invalid_dtype, s.argument};
-    }
-  }
-  if (failed(detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
-                                   p.mean_square.present())) ||
-      failed(tensors.check_output(
-          Argument::dx, {Argument::dy, Argument::x, Argument::residual, Argument::d_residual})) ||
-      failed(tensors.check_output(Argument::dweight)) ||
-      failed(tensors.check_output(Argument::dbias)) ||
-      failed(tensors.check_output(Argument::d_mean_square))) {
-    return status;
+  const auto is_no_statistic = [](const auto& t) {
+    return t.present() && !detail::is_statistic(t.dtype);
+  };
+  if (is_no_statistic(p.rstd)) return {Code::invalid_dtype, Argument::rstd};
+  if (is_no_statistic(p.mean_square)) return {Code::invalid_dtype, Argument::mean_square};
+  if (is_no_statistic(p.d_mean_square)) return {Code::invalid_dtype, Argument::d_mean_square};
+  const Status options = detail::check_options(p.eps, p.weight_offset, p.weight.present(),
+                                               p.partial, p.mean_square.present());
+  if (!options.ok()) return options;
+  if (tensors.refuses_output(
+          Argument::dx, {Argument::dy, Argument::x, Argument::residual, Argument::d_residual}) ||
+      tensors.refuses_output(Argument::dweight) || tensors.refuses_output(Argument::dbias) ||
+      tensors.refuses_output(Argument::d_mean_square)) {
+    return tensors.status();
   }
   return {};
 }
@@ -478,15 +501,16 @@ inline Status check_workspace(const BackwardParams& p, std::int64_t needed) {
   }
   Tensor memory = vector(static_cast<float*>(p.workspace), needed / 4);
   detail::TensorList tensors;
-  Status status = tensors.add(memory, Argument::workspace);
-  for (const auto& s :
-       {detail::TensorRef(p.x), detail::TensorRef(p.dy), detail::TensorRef(p.residual),
-        detail::TensorRef(p.weight), detail::TensorRef(p.rstd), detail::TensorRef(p.mean_square),
-        detail::TensorRef(p.d_residual), detail::TensorRef(p.dx), detail::TensorRef(p.dweight),
-        detail::TensorRef(p.dbias), detail::TensorRef(p.d_mean_square)}) {
-    if (status.ok()) status = tensors.add(s, Argument::none);
+  bool refused = tensors.refuses(memory, Argument::workspace);
+  for (const ConstTensor* t :
+       {&p.x, &p.dy, &p.residual, &p.weight, &p.rstd, &p.mean_square, &p.d_residual}) {
+    refused = refused || tensors.refuses(*t, Argument::none);
   }
-  return status.ok() ? tensors.check_output(Argument::workspace) : status;
+  for (const Tensor* t : {&p.dx, &p.dweight, &p.dbias, &p.d_mean_square}) {
+    refused = refused || tensors.refuses(*t, Argument::none);
+  }
+  if (!refused) tensors.refuses_output(Argument::workspace);
+  return tensors.status();
 }
 
 }  // namespace rmsnorm

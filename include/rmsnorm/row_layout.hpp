@@ -55,24 +55,14 @@ class RowLayout {
   }
 
   // A tensor with normalised dimensions; leading ones are missing, of size one, or those of x.
-  void add(Role role, const TensorRef& t) {
-    if (!t.present()) return;
-    if (!has_elements(t)) return add_empty(role, t);
-    Operand& o = add_rows(role, t, t.rank - inner_rank_);
-    std::int64_t packed = size_in_bytes(t.dtype);
-    // Kernels may assume aligned elements; others, as in packed records, are gathered.
-    o.unit = reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(packed) == 0;
-    for (int d = inner_rank_ - 1; d >= 0; --d) {
-      // The stride of a dimension of size one may be anything, and is not stepped.
-      const std::int64_t stride = t.strides[t.rank - inner_rank_ + d];
-      o.inner_strides[d] = inner_sizes_[d] == 1 ? 0 : stride * size_in_bytes(t.dtype);
-      if (inner_sizes_[d] != 1 && o.inner_strides[d] != packed) o.unit = false;
-      packed *= inner_sizes_[d];
-    }
+  template <class Void>
+  void add(Role role, const BasicTensor<Void>& t) {
+    if (t.present()) add_inner(role, t);
   }
 
   // A tensor with one element a row.
-  void add_per_row(Role role, const TensorRef& t) {
+  template <class Void>
+  void add_per_row(Role role, const BasicTensor<Void>& t) {
     if (!t.present()) return;
     if (!has_elements(t)) return add_empty(role, t);
     add_rows(role, t, t.rank);
@@ -103,21 +93,21 @@ class RowLayout {
       if (row_sizes_[d] == 1) continue;
       if (kept > 0 && mergeable(kept - 1, d)) {
         row_sizes_[kept - 1] *= row_sizes_[d];
-        for (Operand& o : operands_) {
-          if (o.present) o.row_strides[kept - 1] = o.row_strides[d];
-        }
       } else {
-        row_sizes_[kept] = row_sizes_[d];
-        for (Operand& o : operands_) {
-          if (o.present) o.row_strides[kept] = o.row_strides[d];
-        }
-        ++kept;
+        row_sizes_[kept++] = row_sizes_[d];
+      }
+      for (int i = 0; i < count_; ++i) {
+        Operand& o = operands_[roles_[i]];
+        o.row_strides[kept - 1] = o.row_strides[d];
       }
     }
     row_rank_ = kept;
   }
 
   const Operand& operand(Role role) const { return operands_[role]; }
+  // The tensors that are present, in the order of their addition.
+  int count() const { return count_; }
+  Role role(int i) const { return roles_[i]; }
   std::int64_t n() const { return n_; }
   int row_rank() const { return row_rank_; }
   std::int64_t row_size(int d) const { return row_sizes_[d]; }
@@ -163,6 +153,21 @@ class RowLayout {
   }
 
  private:
+  void add_inner(Role role, const TensorRef& t) {
+    if (!has_elements(t)) return add_empty(role, t);
+    Operand& o = add_rows(role, t, t.rank - inner_rank_);
+    std::int64_t packed = size_in_bytes(t.dtype);
+    // Kernels may assume aligned elements; others, as in packed records, are gathered.
+    o.unit = is_aligned(t);
+    for (int d = inner_rank_ - 1; d >= 0; --d) {
+      // The stride of a dimension of size one may be anything, and is not stepped.
+      const std::int64_t stride = t.strides[t.rank - inner_rank_ + d];
+      o.inner_strides[d] = inner_sizes_[d] == 1 ? 0 : stride * size_in_bytes(t.dtype);
+      if (inner_sizes_[d] != 1 && o.inner_strides[d] != packed) o.unit = false;
+      packed *= inner_sizes_[d];
+    }
+  }
+
   static bool has_elements(const TensorRef& t) {
     for (int d = 0; d < t.rank; ++d) {
       if (t.sizes[d] == 0) return false;
@@ -170,21 +175,31 @@ class RowLayout {
     return true;
   }
 
+  // Sizes are powers of two, and a quotient takes some 25 cycles.
+  static bool is_aligned(const TensorRef& t) {
+    const auto below = static_cast<std::uintptr_t>(size_in_bytes(t.dtype)) - 1;
+    return (reinterpret_cast<std::uintptr_t>(t.data) & below) == 0;
+  }
+
   // No elements: the pointer may be null and does not move, whatever the strides say.
   void add_empty(Role role, const TensorRef& t) {
-    Operand& o = operands_[role];
-    o.present = true;
+    Operand& o = add_operand(role, t);
     o.unit = true;
-    o.dtype = t.dtype;
     o.data = nullptr;
     for (int d = 0; d < row_rank_; ++d) o.row_strides[d] = 0;
     for (int d = 0; d < inner_rank_; ++d) o.inner_strides[d] = 0;
   }
 
-  Operand& add_rows(Role role, const TensorRef& t, int leading) {
+  Operand& add_operand(Role role, const TensorRef& t) {
+    roles_[count_++] = role;
     Operand& o = operands_[role];
     o.present = true;
     o.dtype = t.dtype;
+    return o;
+  }
+
+  Operand& add_rows(Role role, const TensorRef& t, int leading) {
+    Operand& o = add_operand(role, t);
     o.data = const_cast<char*>(static_cast<const char*>(t.data));
     const int missing = row_rank_ - leading;
     for (int d = 0; d < row_rank_; ++d) {
@@ -209,20 +224,20 @@ class RowLayout {
       values[b] = value;
     };
     swap(row_sizes_);
-    for (Operand& o : operands_) {
-      if (o.present) swap(o.row_strides);
-    }
+    for (int i = 0; i < count_; ++i) swap(operands_[roles_[i]].row_strides);
   }
 
   bool mergeable(int outer, int inner) const {
-    for (const Operand& o : operands_) {
-      if (o.present && o.row_strides[outer] != o.row_strides[inner] * row_sizes_[inner])
-        return false;
+    for (int i = 0; i < count_; ++i) {
+      const Operand& o = operands_[roles_[i]];
+      if (o.row_strides[outer] != o.row_strides[inner] * row_sizes_[inner]) return false;
     }
     return true;
   }
 
   Operand operands_[role_count];
+  Role roles_[role_count];
+  int count_ = 0;
   int row_rank_;
   int inner_rank_;
   std::int64_t row_sizes_[max_rank];

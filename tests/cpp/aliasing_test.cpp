@@ -236,6 +236,72 @@ TEST(Aliasing, ElementsOfAnotherSizeAreNoAlias) {
   EXPECT_EQ(check(p).argument, Argument::y);
 }
 
+// Against the bytes themselves: small tensors of any layout in one buffer. An output that is
+// refused for itself must share bytes with itself or have dimensions that interleave.
+TEST(Aliasing, RefusesWhatTheBytesSay) {
+  constexpr std::int64_t size = 4, buffer = 4096;
+  alignas(64) static char memory[buffer];
+  Random random(47);
+  const auto pick = [&](std::int64_t least, std::int64_t most) {
+    return least + random.below(most - least + 1);
+  };
+  int refused = 0, allowed = 0, exact = 0, interleaved = 0;
+  for (int round = 0; round < 60000; ++round) {
+    rmsnorm::Tensor x, y;
+    x.rank = y.rank = static_cast<std::int32_t>(pick(1, 3));
+    const bool ordered = pick(0, 1) == 0, alike = pick(0, 3) == 0;
+    std::int64_t compact = 1;
+    for (int d = x.rank - 1; d >= 0; --d) {
+      x.sizes[d] = y.sizes[d] = pick(0, 30) == 0 ? 0 : pick(1, 3);
+      x.strides[d] = ordered ? compact : pick(-9, 9);
+      y.strides[d] = alike ? x.strides[d] : pick(0, 2) == 0 ? -compact : pick(-9, 9);
+      compact *= x.sizes[d];
+    }
+    // Bytes apart from a multiple of the element size, as in packed records.
+    const std::int64_t shift = pick(0, 3) == 0 ? 0 : pick(-120, 120);
+    x.data = memory + buffer / 2;
+    y.data = memory + buffer / 2 + shift;
+    const auto offsets = [&](const rmsnorm::Tensor& t) {
+      std::vector<std::int64_t> found = {static_cast<char*>(t.data) - memory};
+      for (int d = 0; d < t.rank; ++d) {
+        std::vector<std::int64_t> next;
+        for (const std::int64_t at : found)
+          for (std::int64_t i = 0; i < t.sizes[d]; ++i)
+            next.push_back(at + i * t.strides[d] * size);
+        found = next;
+      }
+      return found;
+    };
+    const auto share = [](const std::vector<std::int64_t>& a, const std::vector<std::int64_t>& b) {
+      for (const std::int64_t& i : a)
+        for (const std::int64_t& j : b)
+          if (&i != &j && i - j < size && j - i < size) return true;
+      return false;
+    };
+    const std::vector<std::int64_t> of_x = offsets(x), of_y = offsets(y);
+    ForwardParams p;
+    p.x = x;
+    p.y = y;
+    const Status status = check(p);
+    if (share(of_y, of_y)) {
+      ASSERT_EQ(status.code, Code::self_overlap) << round;
+    } else if (status.code == Code::self_overlap) {
+      ++interleaved;
+    } else if (of_x == of_y) {
+      ASSERT_TRUE(status.ok()) << round;
+      ++exact;
+    } else {
+      ASSERT_EQ(status.code, share(of_x, of_y) ? Code::overlap : Code::ok) << round;
+      ++(status.ok() ? allowed : refused);
+    }
+  }
+  // Each outcome was met.
+  EXPECT_GT(refused, 1000);
+  EXPECT_GT(allowed, 1000);
+  EXPECT_GT(exact, 1000);
+  EXPECT_LT(interleaved, 6000);
+}
+
 TEST(Aliasing, OutputsMustNotOverlapThemselves) {
   std::vector<float> x = numbers(4 * rows * n), y(4 * rows * n, -7.0f);
   const std::vector<float> untouched = y;
@@ -267,6 +333,36 @@ TEST(Aliasing, OutputsMustNotOverlapThemselves) {
   p.rstd = {};
   p.x.sizes[0] = p.y.sizes[0] = 1;
   p.y.strides[0] = 0;
+  EXPECT_TRUE(check(p).ok());
+}
+
+// Dimensions in another order than that of memory, and backwards: no element is shared.
+TEST(Aliasing, OutputsMayBeTransposedAndReversed) {
+  std::vector<float> x = numbers(rows * n), y(rows * n);
+  float* const last = y.data() + rows * n - 1;
+  for (const rmsnorm::Tensor& out :
+       {view(y.data(), 1, rows), view(last, -1, -rows), view(last, -n, -1)}) {
+    ForwardParams p;
+    p.x = view(x.data(), n, 1);
+    p.y = out;
+    EXPECT_TRUE(check(p).ok());
+    p.x = out;
+    EXPECT_TRUE(check(p).ok());
+    p.weight = rmsnorm::vector<const float>(y.data(), n);
+    EXPECT_EQ(check(p).code, Code::overlap);
+  }
+}
+
+// Nothing is written to an output without elements, wherever it lies.
+TEST(Aliasing, EmptyTensorsOverlapNothing) {
+  std::vector<float> memory = numbers(rows * n);
+  ForwardParams p;
+  p.x = rmsnorm::matrix<const float>(memory.data(), 0, n, 0);
+  p.weight = rmsnorm::vector<const float>(memory.data(), n);
+  p.y = rmsnorm::matrix(memory.data() + 1, 0, n, 0);
+  EXPECT_TRUE(check(p).ok());
+  p.x.sizes[0] = p.y.sizes[0] = rows;
+  p.x.sizes[1] = p.y.sizes[1] = p.weight.sizes[0] = 0;
   EXPECT_TRUE(check(p).ok());
 }
 

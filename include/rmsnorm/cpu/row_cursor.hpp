@@ -17,10 +17,8 @@ class RowCursor {
  public:
   RowCursor(const RowLayout& layout, std::int64_t row)
       : layout_(layout), last_(layout.row_rank() - 1) {
-    for (int r = 0; r < role_count; ++r) {
-      if (layout.operand(static_cast<Role>(r)).present) roles_[count_++] = static_cast<Role>(r);
-    }
-    for (int i = 0; i < count_; ++i) rows_[roles_[i]] = layout.operand(roles_[i]).data;
+    for (int i = 0; i < layout.count(); ++i)
+      rows_[layout.role(i)] = layout.operand(layout.role(i)).data;
     for (int d = last_; d >= 0; --d) {
       index_[d] = row % layout.row_size(d);
       row /= layout.row_size(d);
@@ -68,15 +66,14 @@ class RowCursor {
 
  private:
   void move(int dimension, std::int64_t steps) {
-    for (int i = 0; i < count_; ++i) {
-      rows_[roles_[i]] += steps * layout_.operand(roles_[i]).row_strides[dimension];
+    for (int i = 0; i < layout_.count(); ++i) {
+      const Role role = layout_.role(i);
+      rows_[role] += steps * layout_.operand(role).row_strides[dimension];
     }
   }
 
   const RowLayout& layout_;
   int last_;  // the innermost row dimension, -1 where there is a single row
-  Role roles_[role_count];
-  int count_ = 0;
   char* rows_[role_count];
   std::int64_t index_[max_rank];
 };
