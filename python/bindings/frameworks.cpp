@@ -39,27 +39,44 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   return api != nullptr && api->view_from_object != nullptr ? api : nullptr;
 }
 
+// Whether NumPy's structs are those of its binary interface 1 (NumPy 1.x) or 2 (2.x), which agree
+// in what is read of them: by the function that every module built against NumPy asks at import,
+// PyArray_GetNDArrayCVersion.
+bool has_known_abi() {
+  nb::object module = imported("numpy._core._multiarray_umath");
+  if (!module.is_valid()) module = imported("numpy.core._multiarray_umath");
+  nb::object capsule = nb::steal(attribute(module, "_ARRAY_API"));
+  if (!capsule.is_valid()) return false;
+  auto* functions = static_cast<void**>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
+  if (functions == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  const unsigned version = reinterpret_cast<unsigned (*)()>(functions[0])() >> 24;
+  return version == 1 || version == 2;
+}
+
 }  // namespace
 
-const NumPy* numpy() {
-  static NumPy cached;
-  if (cached.ndarray != nullptr) return &cached;
+NumPy found_numpy;
+Torch found_torch;
+
+const NumPy* find_numpy() {
   nb::object module = imported("numpy");
   PyObject* empty = attribute(module, "empty");
   PyObject* ndarray = attribute(module, "ndarray");
   const Property array_struct = property(ndarray, "__array_struct__");
   const Property dtype = property(ndarray, "dtype");
   if (empty == nullptr || !array_struct || !dtype) return nullptr;
-  cached.empty = empty;
-  cached.dtype = dtype;
-  cached.array_struct = array_struct;
-  cached.ndarray = reinterpret_cast<PyTypeObject*>(ndarray);
-  return &cached;
+  found_numpy.has_known_abi = has_known_abi();
+  found_numpy.empty = empty;
+  found_numpy.dtype = dtype;
+  found_numpy.array_struct = array_struct;
+  found_numpy.ndarray = reinterpret_cast<PyTypeObject*>(ndarray);
+  return &found_numpy;
 }
 
-const Torch* torch() {
-  static Torch cached;
-  if (cached.tensor != nullptr) return &cached;
+const Torch* find_torch() {
   nb::object module = imported("torch");
   nb::object nn = imported("torch.nn");
   Torch found;
@@ -80,8 +97,10 @@ const Torch* torch() {
   found.tensor = reinterpret_cast<PyTypeObject*>(tensor);
   found.exchange = exchange_api(found.tensor);
   nb::object forward_ad = imported("torch.autograd.forward_ad");
-  if (forward_ad.is_valid() && nb::hasattr(forward_ad, "_current_level"))
+  if (forward_ad.is_valid() && nb::hasattr(forward_ad, "_current_level")) {
     found.forward_ad = forward_ad.release().ptr();
+    found.forward_ad_globals = PyModule_GetDict(found.forward_ad);
+  }
   // The public functions are Python around these and take 0.4 us more together.
   nb::object c_module = imported("torch._C");
   found.is_tracing = attribute(c_module, "_is_tracing");
@@ -90,8 +109,8 @@ const Torch* torch() {
   found.increment_version = attribute(c_module, "_increment_version");
   if (found.increment_version == nullptr)
     found.increment_version = attribute(imported("torch.autograd.graph"), "increment_version");
-  cached = found;
-  return &cached;
+  found_torch = found;
+  return &found_torch;
 }
 
 const CuPy* cupy() {

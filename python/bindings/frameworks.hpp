@@ -32,6 +32,7 @@ struct Property {
 
 struct NumPy {
   PyTypeObject* ndarray = nullptr;
+  bool has_known_abi = false;  // that of numpy_view.cpp's structs
   Property array_struct;
   Property dtype;
   PyObject* empty = nullptr;
@@ -46,6 +47,7 @@ struct Torch {
   PyObject* new_empty = nullptr;  // Tensor's method
   PyObject* dtypes[dtype_count] = {};
   PyObject* forward_ad = nullptr;  // the module; null where it does not tell its depth
+  PyObject* forward_ad_globals = nullptr;
   PyObject* is_tracing = nullptr;  // torch.jit's
   // torch.autograd.graph's, of a tuple of tensors, from torch 2.1 on; null before.
   PyObject* increment_version = nullptr;
@@ -67,8 +69,15 @@ struct Jax {
   PyObject* config = nullptr;
 };
 
-const NumPy* numpy();
-const Torch* torch();
+// Every array of a call asks for these two, so that what was found is read in place: 20
+// instructions a question less than a call.
+extern NumPy found_numpy;
+extern Torch found_torch;
+const NumPy* find_numpy();
+const Torch* find_torch();
+inline const NumPy* numpy() { return found_numpy.ndarray != nullptr ? &found_numpy : find_numpy(); }
+inline const Torch* torch() { return found_torch.tensor != nullptr ? &found_torch : find_torch(); }
+
 const CuPy* cupy();
 const Jax* jax();
 

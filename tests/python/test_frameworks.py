@@ -199,6 +199,14 @@ def test_numpy_subclasses():
         np.testing.assert_array_equal(np.asarray(y), rmsnorm.rms_norm(x))
 
 
+def test_numpy_arrays_that_are_writeable_for_now():
+    x = sample((40,), F32)
+    repeated, _ = np.broadcast_arrays(x, np.zeros((3, 40), F32))
+    assert_same_bits(rmsnorm.rms_norm(repeated)[2], rmsnorm.rms_norm(x))
+    with pytest.raises(ValueError, match="^out: is read-only"):
+        rmsnorm.rms_norm(np.zeros((3, 40), F32), out=repeated)
+
+
 @pytest.mark.parametrize(
     "name, dtype", [("float16", F16), ("bfloat16", BF16), ("float32", F32), ("float64", F64)]
 )
