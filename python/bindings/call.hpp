@@ -68,6 +68,17 @@ struct Call {
     return {std::begin(forward_arguments), std::end(forward_arguments)};
   }
 
+  // visit(argument, view) for each of array_arguments(). Here the compiler knows the arguments and
+  // thereby the places of their views.
+  template <class Visit>
+  void for_each_array(Visit visit) const {
+    if (gradients == nullptr) {
+      for (const Argument argument : forward_arguments) visit(argument, *array(argument));
+    } else {
+      for (const Argument argument : backward_arguments) visit(argument, *array(argument));
+    }
+  }
+
   // The argument's name in Python.
   const char* python_name(Argument argument) const;
 };

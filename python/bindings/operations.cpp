@@ -136,6 +136,7 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   if (with_rstd)
     rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
   run<ForwardParams>(call, placement);
+  count_writes({&y});
   if (!with_rstd) return y.take();
   return nb::make_tuple(y.take(), rstd.take());
 }
@@ -168,6 +169,7 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   if (with_rstd)
     rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
   run<ForwardParams>(call, placement);
+  count_writes({&y, &sum});
   if (!with_rstd) return nb::make_tuple(y.take(), sum.take());
   return nb::make_tuple(y.take(), sum.take(), rstd.take());
 }
@@ -186,6 +188,7 @@ nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
     result.allocate(call.x, placement, dtype, call.x.sizes, call.first_axis());
   }
   run<MeanSquareParams>(call, placement);
+  count_writes({&result});
   return result.take();
 }
 
@@ -206,6 +209,7 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
 
   if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
   run<ForwardParams>(call, placement);
+  count_writes({&y});
   return y.take();
 }
 
@@ -252,6 +256,7 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
   if (call.mean_square.present())
     d_mean_square.allocate(call.x, placement, call.mean_square.dtype, call.x.sizes, first);
   run<BackwardParams>(call, placement);
+  count_writes({&dx, &dweight, &dbias});
   nb::object results[] = {dx.take(), with_dweight ? dweight.take() : nb::none(),
                           with_dbias ? dbias.take() : nb::none()};
   if (!call.mean_square.present()) return nb::make_tuple(results[0], results[1], results[2]);

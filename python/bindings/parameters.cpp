@@ -1,6 +1,7 @@
 #include "parameters.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace rmsnorm::python {
 namespace {
@@ -43,8 +44,9 @@ void fill(Tensor& t, const ArrayView& view) {
   t.data = view.data;
   t.dtype = view.dtype;
   t.rank = view.rank;
-  std::copy_n(view.sizes, view.rank, t.sizes);
-  std::copy_n(view.strides, view.rank, t.strides);
+  // All of them, set or not: a few wide moves in place of two calls of memmove, 5 ns each.
+  std::memcpy(t.sizes, view.sizes, sizeof(t.sizes));
+  std::memcpy(t.strides, view.strides, sizeof(t.strides));
 }
 
 // How the dimensions of an array follow from those of x.

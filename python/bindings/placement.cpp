@@ -77,10 +77,9 @@ bool is_reachable(const ArrayView& view, int device) {
 
 Placement place(Call& call, nb::handle stream) {
   bool on_cpu = true;
-  for (const Argument argument : call.array_arguments()) {
-    const ArrayView& view = *call.array(argument);
+  call.for_each_array([&](Argument, const ArrayView& view) {
     on_cpu = on_cpu && (!view.present() || view.on_cpu());
-  }
+  });
   if (on_cpu) {
     if (!stream.is_none())
       raise(PyExc_ValueError, "stream: was given, and all arrays are on the CPU; expected None");

@@ -193,14 +193,6 @@ nb::object array_namespace(const ArrayView& like) {
   return space;
 }
 
-// Autograd finds by a tensor's version that a value saved for the backward pass was overwritten,
-// and raises instead of returning a wrong gradient.
-void count_write(nb::handle tensor) {
-  nb::object tensors = nb::make_tuple(tensor);
-  PyObject* arguments[] = {tensors.ptr()};
-  checked(PyObject_Vectorcall(torch()->increment_version, arguments, 1, nullptr));
-}
-
 }  // namespace
 
 void Output::accept(nb::handle out, const char* name) {
@@ -231,12 +223,28 @@ void Output::allocate(const ArrayView& like, const Placement& placement, DType d
 }
 
 nb::object Output::take() {
-  if (like_ == nullptr && view_.framework == Framework::torch) count_write(array_);
   if (array_.is_valid()) return std::move(array_);
   nb::object from_dlpack = like_->framework == Framework::jax
                                ? nb::borrow(jax()->from_dlpack)
                                : array_namespace(*like_).attr("from_dlpack");
   return from_dlpack(exported(view_, placement_));
+}
+
+PyObject* Output::written_tensor() const {
+  return like_ == nullptr && view_.framework == Framework::torch ? array_.ptr() : nullptr;
+}
+
+void count_writes(std::initializer_list<const Output*> outputs) {
+  Py_ssize_t count = 0;
+  for (const Output* output : outputs) count += output->written_tensor() != nullptr;
+  if (count == 0) return;
+  const nb::object tensors = checked(PyTuple_New(count));
+  count = 0;
+  for (const Output* output : outputs)
+    if (PyObject* tensor = output->written_tensor(); tensor != nullptr)
+      PyTuple_SetItem(tensors.ptr(), count++, Py_NewRef(tensor));
+  PyObject* arguments[] = {tensors.ptr()};
+  checked(PyObject_Vectorcall(torch()->increment_version, arguments, 1, nullptr));
 }
 
 void define_device_export(nb::module_& m) {

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <rmsnorm/contract.hpp>
 
 #include "array_view.hpp"
@@ -27,12 +28,20 @@ class Output {
 
   nb::object take();
 
+  // The caller's torch tensor, null for any other output.
+  PyObject* written_tensor() const;
+
  private:
   ArrayView& view_;
   nb::object array_;
   const ArrayView* like_ = nullptr;
   Placement placement_;
 };
+
+// Counts the writes to the callers' torch tensors among these, once they were written. Autograd
+// finds by a tensor's version that a value saved for the backward pass was overwritten, and raises
+// instead of returning a wrong gradient.
+void count_writes(std::initializer_list<const Output*> outputs);
 
 // Defines the type by which arrays of our own memory on CUDA are handed over.
 void define_device_export(nb::module_& m);
