@@ -320,15 +320,17 @@ bool is_f64(const BasicTensor<Void>& t) {
   return t.present() && t.dtype == DType::f64;
 }
 
-// The options that forward and backward share.
-inline Status check_options(double eps, double weight_offset, bool has_weight, double partial,
-                            bool has_mean_square) {
-  if (!(eps >= 0.0) || !is_finite(eps)) return {Code::invalid_value, Argument::eps};
-  if (!is_finite(weight_offset)) return {Code::invalid_value, Argument::weight_offset};
-  if (weight_offset != 0.0 && !has_weight) return {Code::unexpected, Argument::weight_offset};
-  if (!(partial > 0.0 && partial <= 1.0)) return {Code::invalid_value, Argument::partial};
-  if (partial < 1.0 && has_mean_square) return {Code::unexpected, Argument::partial};
-  return {};
+// The options that forward and backward share; `argument` is the one that was looked at last.
+inline Code check_options(double eps, double weight_offset, bool has_weight, double partial,
+                          bool has_mean_square, Argument* argument) {
+  *argument = Argument::eps;
+  if (!(eps >= 0.0) || !is_finite(eps)) return Code::invalid_value;
+  *argument = Argument::weight_offset;
+  if (!is_finite(weight_offset)) return Code::invalid_value;
+  if (weight_offset != 0.0 && !has_weight) return Code::unexpected;
+  *argument = Argument::partial;
+  if (!(partial > 0.0 && partial <= 1.0)) return Code::invalid_value;
+  return partial < 1.0 && has_mean_square ? Code::unexpected : Code::ok;
 }
 
 }  // namespace detail
@@ -395,9 +397,10 @@ inline Status check(const ForwardParams& p) {
     return {Code::unexpected, Argument::residual_out};
   }
 
-  const Status options = detail::check_options(p.eps, p.weight_offset, p.weight.present(),
-                                               p.partial, p.mean_square.present());
-  if (!options.ok()) return options;
+  Argument option;
+  const Code code = detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                          p.mean_square.present(), &option);
+  if (tensors.fails(code, option)) return tensors.status();
   if (static_cast<std::int32_t>(p.rounding) < 0 || p.rounding > Rounding::rstd) {
     return {Code::invalid_value, Argument::rounding};
   }
@@ -479,9 +482,10 @@ inline Status check(const BackwardParams& p) {
   if (is_no_statistic(p.rstd)) return {Code::invalid_dtype, Argument::rstd};
   if (is_no_statistic(p.mean_square)) return {Code::invalid_dtype, Argument::mean_square};
   if (is_no_statistic(p.d_mean_square)) return {Code::invalid_dtype, Argument::d_mean_square};
-  const Status options = detail::check_options(p.eps, p.weight_offset, p.weight.present(),
-                                               p.partial, p.mean_square.present());
-  if (!options.ok()) return options;
+  Argument option;
+  const Code code = detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                          p.mean_square.present(), &option);
+  if (tensors.fails(code, option)) return tensors.status();
   if (tensors.refuses_output(
           Argument::dx, {Argument::dy, Argument::x, Argument::residual, Argument::d_residual}) ||
       tensors.refuses_output(Argument::dweight) || tensors.refuses_output(Argument::dbias) ||
