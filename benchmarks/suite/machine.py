@@ -15,7 +15,8 @@ PACKAGES = ["numpy", "torch", "onnxruntime", "openvino", "jax", "onednn", "liger
 PACKAGES += ["quack-kernels", "flashinfer-python"]
 # What changes the speed of this library or of a peer.
 SETTINGS = re.compile(
-    r"RMSNORM_ISA|ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA|OMP_\w+|GOMP_\w+|MALLOC_\w+|GLIBC_TUNABLES"
+    r"RMSNORM_ISA|ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA|XLA_FLAGS"
+    r"|OMP_\w+|GOMP_\w+|MALLOC_\w+|GLIBC_TUNABLES"
 )
 # Where nothing tells: more than most have.
 ASSUMED_CACHE_BYTES = 64 << 20
