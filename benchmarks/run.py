@@ -77,12 +77,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="write the results to this file")
     add("--plots", type=Path, metavar="FOLDER", help="draw them, as SVG and PNG")
     add("--show", type=Path, metavar="JSON", help="measure nothing, show this file")
+    add(
+        "--markdown",
+        type=int,
+        metavar="THREADS",
+        help="with --show: times over a copy, for documents",
+    )
     add("--check", nargs=2, type=Path, metavar=("OLD", "NEW"), help="exit with 1 if NEW is slower")
     # A process that measures for another one: on one number of threads, without tables.
     add("--part", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and (options.shapes or options.threads or options.quick):
         parser.error("--shapes, --threads and --quick are for --device cpu")
+    if options.markdown is not None and not options.show:
+        parser.error("--markdown is for --show")
     options.peers = [name for name in PEERS if name in options.peers]
     there = [name for name in OPERATIONS if name != "backward" or HAS_BACKWARD]
     options.operations = options.operations or there
@@ -237,6 +245,9 @@ def main() -> None:
         sys.exit(compare.check(*options.check))
     if options.part:
         measure_part(options)
+        return
+    if options.markdown is not None:
+        print(report.markdown(records.load(options.show), options.markdown))
         return
     if options.show:
         record = records.load(options.show)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import compare, records
+from .cases import CONTIGUOUS
 from .contenders import ALL, COPIES, OURS, PEERS
 
 Result = dict[str, Any]
@@ -114,6 +115,25 @@ def reasons(record: records.Record) -> list[str]:
         others = f" and {more} more" if more else ""
         lines.append(f"left out: {ALL[name].label} ({why}): {first}{others}")
     return lines + [f"not measured: {line}" for line in record["not_measured"]]
+
+
+def markdown(record: records.Record, threads: int) -> str:
+    """This library's times over those of the copy, warm / cold, of tensors that lie side by side."""
+    shapes: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    columns: dict[tuple[str, str], None] = {}
+    for result in record["results"]:
+        if result["threads"] != threads or result["layout"] != CONTIGUOUS:
+            continue
+        column = (result["operation"], result["dtype"])
+        columns[column] = None
+        caches = shapes.setdefault(f"{result['rows']} × {result['n']}", {}).setdefault(column, {})
+        caches[result["cache"]] = f"{1 / result['times'][OURS]['of_copy'][1]:.2f}"
+    lines = ["| rows × n | " + " | ".join(" ".join(column) for column in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for shape, cells in shapes.items():
+        row = (" / ".join(cells.get(column, {}).values()) for column in columns)
+        lines.append(f"| {shape} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def faster_lines(record: records.Record) -> list[str]:

@@ -99,6 +99,18 @@ def test_show_prints_the_same_tables(results):
     assert shown.stdout in printed
 
 
+def test_markdown(results):
+    folder, _ = results
+    made = run("--show", folder / "new.json", "--markdown", 1).stdout.splitlines()
+    columns = [f"{operation} bf16" for operation in OPERATIONS]
+    assert made[0] == f"| rows × n | {' | '.join(columns)} |"
+    record = json.loads((folder / "new.json").read_text())
+    times = [r["times"]["rmsnorm"]["of_copy"][1] for r in record["results"]]
+    del times[1]  # packed
+    assert made[2:] == ["| 32 × 64 | " + " | ".join(f"{1 / t:.2f}" for t in times) + " |"]
+    assert run("--markdown", 1).returncode == 2
+
+
 def test_show_names_faster_peers(results, tmp_path):
     folder, _ = results
     record = json.loads((folder / "new.json").read_text())

@@ -66,12 +66,18 @@ inline void store(bfloat16* p, f32v v) {
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper<Nans::any>(v), 16)));
 }
 
-// Past the caches, in pieces of 16 bytes, to which p is aligned: the next pieces complete the line.
+// As in avx2.hpp.
 inline void stream_bits(void* p, __m256i bits) {
+  if (reinterpret_cast<std::uintptr_t>(p) % 32 == 0) {
+    return _mm256_stream_si256(static_cast<__m256i*>(p), bits);
+  }
   _mm_stream_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(bits));
   _mm_stream_si128(static_cast<__m128i*>(p) + 1, _mm256_extracti128_si256(bits, 1));
 }
 inline void stream_bits(void* p, __m512i bits) {
+  if (reinterpret_cast<std::uintptr_t>(p) % 64 == 0) {
+    return _mm512_stream_si512(static_cast<__m512i*>(p), bits);
+  }
   stream_bits(p, _mm512_castsi512_si256(bits));
   stream_bits(static_cast<char*>(p) + 32, _mm512_extracti64x4_epi64(bits, 1));
 }

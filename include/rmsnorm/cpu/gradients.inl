@@ -161,6 +161,8 @@ inline void differentiate_rest(const GradientRow<T, W>& row, std::int64_t i, std
   dx.copy_to(row.dx + i, n);
 }
 
+// The next rows are fetched also where those of forward are not: with what dy and x take, f32
+// 4096 x 4096 would need 1.12 times as long.
 template <int rows, bool streams, class T, class W>
 inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
   using C = typename Compute<T>::scalar;
@@ -187,7 +189,7 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
       a.n,
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
-          if constexpr (fetches_next<T, streams>) next[k].template fetch<T>(i);
+          if constexpr (streams || fetches_next<T>) next[k].template fetch<T>(i);
           if constexpr (!streams) fetch_to_write(row[k].dx + i, dx_ahead);
           if (row[k].d_residual != nullptr) fetch(row[k].d_residual + i, d_residual_ahead);
         });

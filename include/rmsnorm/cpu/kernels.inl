@@ -125,11 +125,11 @@ struct NextRow {
   }
 };
 
-// Whether kernels that store rows of T fetch the next ones meanwhile: those that store past the
-// caches, and those of 16 bits, which compute for longer than lines of the third level take. For
-// f32 there it is the other way round, and 256 x 4096 would take 1.17 times as long.
-template <class T, bool streams>
-constexpr bool fetches_next = streams || sizeof(T) == 2;
+// Whether kernels fetch the next rows of T while they store y: those of 16 bits, which compute for
+// longer than lines of the third level take. For f32 there it is the other way round, and
+// 256 x 4096 would take 1.17 times as long; beyond the caches 128 x 65536 takes 1.05 times as long.
+template <class T>
+constexpr bool fetches_next = sizeof(T) == 2;
 
 // ---- two registers of a set ----
 
@@ -555,7 +555,7 @@ inline void apply_rows(const ApplyRows& a, std::int64_t first) {
       a.n,
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
-          if constexpr (fetches_next<T, Options::streams>) next[k].template fetch<T>(i);
+          if constexpr (fetches_next<T>) next[k].template fetch<T>(i);
           if constexpr (!Options::streams) fetch_to_write(row[k].y + i, ahead);
         });
         apply_step<Options, rows>(row, i, w, offset);
