@@ -86,6 +86,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--check", nargs=2, type=Path, metavar=("OLD", "NEW"), help="exit with 1 if NEW is slower")
     # A process that measures for another one: on one number of threads, without tables.
     add("--part", action="store_true", help=argparse.SUPPRESS)
+    # Of such a process: OpenMP, loaded by then, lets it ask no more which CPUs it was given.
+    add("--cpus", nargs="+", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and (options.shapes or options.threads or options.quick):
         parser.error("--shapes, --threads and --quick are for --device cpu")
@@ -169,7 +171,7 @@ def measure_part(options: argparse.Namespace) -> None:
 
     most, seconds = (9, 0.1) if options.quick else (51, 0.6)
     most = options.rounds or most
-    device = Host(options.threads[0], seconds, (min(5, most), most))
+    device = Host(options.threads[0], options.cpus, seconds, (min(5, most), most))
     record = new_record()
     measure_cases(device, options, record)
     save(record, options)
@@ -201,6 +203,7 @@ def measure_cpu(options: argparse.Namespace) -> Record:
             path = Path(folder) / f"{threads}.json"
             own = ["--part", "--threads", str(threads), "--json", str(path)]
             own += ["--seconds", str(options.seconds / len(counts))]
+            own += ["--cpus", *map(str, machine.cpus()[-threads:])]
             with confined_to(threads) as environment:
                 command = [sys.executable, *sys.argv, *own]
                 status = subprocess.run(command, env=environment, check=False).returncode

@@ -74,15 +74,27 @@ def turn(calls: list[Call], position: int, count: int) -> float:
 class Host:
     name = "cpu"
 
-    def __init__(self, threads: int, seconds_per_case: float, rounds: tuple[int, int]) -> None:
+    def __init__(
+        self, threads: int, cpus: list[int], seconds_per_case: float, rounds: tuple[int, int]
+    ) -> None:
         self.threads = threads
         self.seconds_per_case = seconds_per_case
         self.least_rounds, self.most_rounds = rounds
         self.arena = Arena()
-        self.cpus = machine.cpus()
+        self.cpus = cpus
+        self.unbind()
         self.random = random.Random(0)
         self.cold_bytes = min(2 * machine.last_level_cache_bytes(), machine.memory_bytes() // 4)
         rmsnorm.set_num_threads(threads)
+
+    def unbind(self) -> None:
+        """Gives this thread back its CPUs.
+
+        OpenMP binds the thread that loads it to one of them, where all threads would stay that the next
+        contender starts.
+        """
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.cpus)
 
     def set_count(self, case: Case) -> int:
         """Cold: twice the last-level cache goes by before a tensor's next turn."""
@@ -117,10 +129,7 @@ class Host:
         return [make_tensors(case, weight, filled, empty) for _ in range(sets)]
 
     def runner(self, case: Case, bound: list[Bound]) -> list[Call]:
-        # OpenMP, when it is loaded, binds this thread to one CPU, on which all threads would stay that
-        # the next contender starts.
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cpus)
+        self.unbind()
         return [each.call for each in bound]
 
     def sample(self, case: Case, runners: dict[str, list[Call]]) -> dict[str, list[float]]:

@@ -25,7 +25,9 @@ bool tangents_exist() {
   static PyObject* const current_level = PyUnicode_InternFromString("_current_level");
   if (torch()->forward_ad == nullptr) return false;
   PyObject* level = PyDict_GetItemWithError(torch()->forward_ad_globals, current_level);
-  return level == nullptr || PyLong_AsLong(level) >= 0;
+  const bool exist = level == nullptr || PyLong_AsLong(level) >= 0;
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  return exist;
 }
 
 void refuse_lost_tangent(nb::handle source, const char* name) {

@@ -98,8 +98,9 @@ const Torch* find_torch() {
   found.exchange = exchange_api(found.tensor);
   nb::object forward_ad = imported("torch.autograd.forward_ad");
   if (forward_ad.is_valid() && nb::hasattr(forward_ad, "_current_level")) {
+    found.forward_ad_globals = PyModule_GetDict(forward_ad.ptr());
+    if (found.forward_ad_globals == nullptr) throw nb::python_error();
     found.forward_ad = forward_ad.release().ptr();
-    found.forward_ad_globals = PyModule_GetDict(found.forward_ad);
   }
   // The public functions are Python around these and take 0.4 us more together.
   nb::object c_module = imported("torch._C");

@@ -1,5 +1,5 @@
 // What moves memory besides loads and stores: prefetches, the order of stores past the caches, and
-// the sizes of caches that decide what to use.
+// what decides where to use them: the sizes of caches, and whether memory is new.
 #pragma once
 
 #include <cstdint>

@@ -37,10 +37,10 @@ class RowCursor {
   char* row(Role role, std::int64_t i = 0) const { return rows_[role] + i * stride(role); }
 
   // Bytes from an element of a run to the one that a kernel should fetch as it comes there: in rows
-  // of more than 4 KiB the one 2 KiB on, else that at the same place of a row that comes 1 KiB
-  // later. Behind the last row that may lie outside of the tensor, where fetching does no harm.
-  // f32 over a copy, cold: 16384 x 128 1.03, 1.06 with twice the distance, 1.25 without fetching;
-  // 64 x 65536 1.22, 1.30 with half of it, 1.42 without.
+  // of more than 4 KiB the one 2 KiB on, else that at the same place of the next row, or of the one
+  // that comes 1 KiB later. Behind the last row that may lie outside of the tensor, where fetching
+  // does no harm. f32 over a copy, cold: 16384 x 128 1.03, 1.06 with twice the distance, 1.25
+  // without fetching; 64 x 65536 1.22, 1.30 with half of it, 1.42 without.
   std::int64_t ahead(Role role) const {
     const Operand& o = layout_.operand(role);
     if (!o.present) return 0;
