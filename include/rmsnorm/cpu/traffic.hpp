@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "../statistics.hpp"
 #include "kernel_table.hpp"
 #include "memory.hpp"
 #include "row_cursor.hpp"
