@@ -82,19 +82,20 @@ class Host:
         self.least_rounds, self.most_rounds = rounds
         self.arena = Arena()
         self.cpus = cpus
-        self.unbind()
+        self.bind(cpus)
         self.random = random.Random(0)
         self.cold_bytes = min(2 * machine.last_level_cache_bytes(), machine.memory_bytes() // 4)
         rmsnorm.set_num_threads(threads)
 
-    def unbind(self) -> None:
-        """Gives this thread back its CPUs.
+    def bind(self, cpus: list[int]) -> None:
+        """Lets this thread run on these.
 
-        OpenMP binds the thread that loads it to one of them, where all threads would stay that the next
-        contender starts.
+        OpenMP binds the thread that loads it to the first, where all threads would stay that the next
+        contender starts: so it gets all back. While times are taken it stays on the first, or Linux
+        would put it on that of OpenMP's second thread.
         """
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cpus)
+            os.sched_setaffinity(0, cpus)
 
     def set_count(self, case: Case) -> int:
         """Cold: twice the last-level cache goes by before a tensor's next turn."""
@@ -129,7 +130,7 @@ class Host:
         return [make_tensors(case, weight, filled, empty) for _ in range(sets)]
 
     def runner(self, case: Case, bound: list[Bound]) -> list[Call]:
-        self.unbind()
+        self.bind(self.cpus)
         return [each.call for each in bound]
 
     def sample(self, case: Case, runners: dict[str, list[Call]]) -> dict[str, list[float]]:
@@ -140,6 +141,7 @@ class Host:
         # The first set was used last, by the checks of the results.
         position, rounds = 1, 0
         deadline = time.monotonic() + self.seconds_per_case
+        self.bind(self.cpus[:1])
         gc.collect()
         gc.disable()
         try:
@@ -155,4 +157,5 @@ class Host:
                 rounds += 1
         finally:
             gc.enable()
+            self.bind(self.cpus)
         return samples
