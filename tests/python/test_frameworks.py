@@ -140,11 +140,17 @@ def test_jax(dtype):
     assert isinstance(rmsnorm.mean_square(jnp.asarray(x)), jax.Array)
 
 
-def test_jax_inputs_keep_their_values():
-    x = jnp.asarray(sample((3, 40), F32))
-    before = np.array(x)
-    rmsnorm.rms_norm(x)
-    np.testing.assert_array_equal(np.asarray(x), before)
+@pytest.mark.parametrize("make", [np.array, torch.tensor, jnp.asarray])
+def test_inputs_keep_their_values(make):
+    """GeeeekExplorer/nano-vllm 170: the conversion to f32 was no copy, and x was normalized."""
+    given = [sample((3, 40), F32), sample((3, 40), F32, 1), sample(40, F32, 2)]
+    x, residual, weight = arrays = [make(a) for a in given]
+    rmsnorm.rms_norm(x, weight)
+    rmsnorm.add_rms_norm(x, residual, weight)
+    rmsnorm.rms_norm_apply(x, rmsnorm.mean_square(x), weight)
+    rmsnorm.rms_norm_backward(x, residual, weight)
+    for array, before in zip(arrays, given):
+        assert_same_bits(np.asarray(array), before)
 
 
 @pytest.mark.parametrize("wrapper", [OnlyDLPack, OldDLPack])

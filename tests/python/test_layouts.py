@@ -35,6 +35,7 @@ def test_input_layouts(dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", OUTPUT_LAYOUTS)
 def test_output_layouts(dtype, layout):
+    """ROCm/aiter 5290 wrote the end of an odd row over the beginning of the next."""
     for n in (1, 7, 8, 33, 64, 257, 1025):
         x, weight = sample((5, n), dtype, n), sample(n, dtype, 1)
         expected = rmsnorm.rms_norm(x, weight)
@@ -70,24 +71,27 @@ def test_every_misalignment(dtype):
 
 @pytest.mark.parametrize("dtype", [F16, F32], ids=str)
 def test_query_and_key_inside_a_packed_projection(dtype):
-    """q and k as strided 3-D slices of one row, normalised in place; v and the gaps stay."""
-    tokens, heads, kv_heads, head_dim = 5, 4, 2, 64
-    packed = sample((tokens, (heads + 2 * kv_heads) * head_dim), dtype)
+    """q and k as strided 4-D slices of one row, normalised in place; v and the gaps stay.
+
+    vllm-project/vllm 22701 and vllm-project/vllm-xpu-kernels 397 took one stride for all leading
+    axes.
+    """
+    batch, tokens, heads, kv_heads, head_dim = 3, 5, 4, 2, 64
+    packed = sample((batch, tokens, (heads + 2 * kv_heads) * head_dim), dtype)
     before = packed.copy()
-    split = packed.reshape(tokens, heads + 2 * kv_heads, head_dim)
-    q, k = split[:, :heads], split[:, heads : heads + kv_heads]
+    split = packed.reshape(batch, tokens, heads + 2 * kv_heads, head_dim)
+    q, k = split[..., :heads, :], split[..., heads : heads + kv_heads, :]
     weight = sample(head_dim, dtype, 1)
     expected_q, expected_k = (rmsnorm.rms_norm(np.array(part), weight) for part in (q, k))
     for part in (q, k):
         rmsnorm.rms_norm(part, weight, out=part)
     assert_same_bits(q, expected_q)
     assert_same_bits(k, expected_k)
-    assert_same_bits(split[:, heads + kv_heads :], before.reshape(split.shape)[:, -kv_heads:])
+    before = before.reshape(split.shape)
+    assert_same_bits(split[..., heads + kv_heads :, :], before[..., -kv_heads:, :])
     # heads in front of tokens, as attention wants them
-    q = np.array(before.reshape(split.shape)[:, :heads])
-    assert_same_bits(
-        rmsnorm.rms_norm(q.transpose(1, 0, 2), weight), expected_q.transpose(1, 0, 2).copy()
-    )
+    q = before[..., :heads, :].transpose(0, 2, 1, 3)
+    assert_same_bits(rmsnorm.rms_norm(q, weight), expected_q.transpose(0, 2, 1, 3).copy())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,6 +121,7 @@ def test_several_normalised_axes(dtype, layout):
 )
 @pytest.mark.parametrize("lead", [(), (4,), (1,), (3, 1), (3, 4), (1, 4)])
 def test_weight_and_bias_broadcast_over_leading_axes(shape, lead):
+    """In vllm-project/vllm-xpu-kernels 579 all rows took the weight of the first."""
     weight, bias = sample((*lead, 50), F32, 1), sample((*lead, 50), F32, 2)
     x = sample(shape, F32)
     try:

@@ -93,6 +93,7 @@ def test_rounded_equals_two_separate_steps(dtype):
 
 
 def test_unrounded_differs_from_rounded_on_halves():
+    """Models want one or the other: vllm-project/vllm 52104, vllm-project/vllm-omni 6878."""
     a, b = operands(((6, 333), (6, 333)), BF16, BF16)
     rounded, unrounded = (
         rmsnorm.add_rms_norm(a, b, round_residual=flag)[0] for flag in (True, False)

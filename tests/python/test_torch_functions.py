@@ -47,7 +47,10 @@ def test_another_torch_is_refused_by_name():
 @pytest.mark.parametrize("eps", [None, 1e-3])
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_as_torch(dtype, weight, eps):
-    """Dtype of the result, default eps, and values within two units in the last place."""
+    """Dtype of the result, default eps, and values within two units in the last place.
+
+    What eps=None means for halves: pytorch/pytorch 155527 and 189581.
+    """
     x = sample((5, 3, 40), dtype) * 1e-4  # at which eps decides
     w = None if weight is None else sample((40,), weight, 1)
     y = rmsnorm.torch.rms_norm(x, (40,), w, eps)
@@ -104,6 +107,8 @@ def test_weights_that_broadcast():
         ((torch.ones(2, 8), 8, [1.0] * 8), TypeError, r"^weight: expected a torch.Tensor"),
         ((torch.ones(2, 8), 8, torch.ones(7)), ValueError, r"^weight: expected shape \(8,\)"),
         ((torch.ones(2, 8), 8, None, -1.0), ValueError, r"^eps: "),
+        ((torch.ones(2, 8), 8, None, "1e-6"), TypeError, r"^eps: .*str"),  # as YAML 1.1 reads it
+        ((torch.ones(2, 8, requires_grad=True), 8, None, "1e-6"), TypeError, r"^eps: .*str"),
         ((torch.ones(2, 8, dtype=torch.int32), 8), TypeError, r"^x: .*int32"),
         ((torch.ones(2, 8, requires_grad=True), 8, torch.ones(7)), ValueError, r"^weight"),
         ((torch.ones(2, 8, requires_grad=True), 8, None, -1.0), ValueError, r"^eps"),

@@ -52,6 +52,7 @@ def test_rms_norm(name):
 @pytest.mark.parametrize("round_residual", [True, False])
 @pytest.mark.parametrize("name", options_of_rms_norm())
 def test_add_rms_norm(name, round_residual):
+    """Dao-AILab/quack 53 added the residual's gradient before the norm's derivative."""
     options, (weight, bias) = arranged(options_of_rms_norm()[name])
 
     def norm(x, residual, weight, bias):
