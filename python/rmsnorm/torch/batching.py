@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operators import library
+from . import operators  # noqa: F401  defines them
+from .registration import implementations
+
+_library = implementations(__name__)
 
 
 class _Batch:
@@ -38,7 +41,7 @@ class _Batch:
         return moved.reshape(self.size, *ones, *moved.shape[1:])
 
 
-@torch.library.register_vmap("rmsnorm::rms_norm", lib=library)
+@torch.library.register_vmap("rmsnorm::rms_norm", lib=_library)
 def _(
     info: Any,
     in_dims: tuple[int | None, ...],
@@ -57,7 +60,7 @@ def _(
     return results, (0, 0)
 
 
-@torch.library.register_vmap("rmsnorm::add_rms_norm", lib=library)
+@torch.library.register_vmap("rmsnorm::add_rms_norm", lib=_library)
 def _(
     info: Any,
     in_dims: tuple[int | None, ...],
@@ -78,7 +81,7 @@ def _(
     return results, (0, 0, 0)
 
 
-@torch.library.register_vmap("rmsnorm::rms_norm_backward", lib=library)
+@torch.library.register_vmap("rmsnorm::rms_norm_backward", lib=_library)
 def _(
     info: Any,
     in_dims: tuple[int | None, ...],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -13,6 +16,25 @@ from . import dispatch
 
 _SINGLE_EPS = torch.finfo(torch.float32).eps
 _DOUBLE_EPS = torch.finfo(torch.float64).eps
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """Torch's, for x of a dtype: that of the type which is computed in."""
+    return _DOUBLE_EPS if dtype == torch.float64 else _SINGLE_EPS
+
+
+def sizes_of(normalized_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """normalized_shape as a tuple of integers, which may be of any type and symbols of torch."""
+    single = isinstance(normalized_shape, (Integral, torch.SymInt))
+    sizes = (normalized_shape,) if single else normalized_shape
+    if isinstance(sizes, Iterable):
+        sizes = tuple(sizes)
+        if all(isinstance(n, (Integral, torch.SymInt)) and type(n) is not bool for n in sizes):
+            return tuple(n if isinstance(n, torch.SymInt) else operator.index(n) for n in sizes)
+    raise TypeError(
+        f"normalized_shape: expected an integer or a sequence of integers, got {normalized_shape!r}"
+    )
 
 
 def _require_tensor(name: str, tensor: object) -> None:
@@ -28,22 +50,30 @@ def _require_parameters(weight: object, bias: object) -> None:
 
 
 def _axis_and_eps(
-    input: Tensor, normalized_shape: int | Sequence[int], eps: float | None
+    input: Tensor, normalized_shape: SupportsIndex | Sequence[SupportsIndex], eps: float | None
 ) -> tuple[int, float]:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if isinstance(normalized_shape, (tuple, list)):
+        shape = tuple(normalized_shape)
+    else:
+        shape = (normalized_shape,) if type(normalized_shape) is int else sizes_of(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
             f"{tuple(input.shape)}, got {shape}"
         )
-    if eps is None:  # torch's default: that of the type which is computed in
-        eps = _DOUBLE_EPS if input.dtype == torch.float64 else _SINGLE_EPS
-    return -len(shape), eps
+    return -len(shape), default_eps(input.dtype) if eps is None else eps
+
+
+def _autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype of torch's own result for a tensor on CUDA where autocast has it changed."""
+    if input.dtype in _HALF and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return None
 
 
 def rms_norm(
     input: Tensor,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: SupportsIndex | Sequence[SupportsIndex],
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
@@ -56,12 +86,12 @@ def rms_norm(
 
     ``y = input / sqrt(mean(input**2) + eps) * (weight_offset + weight) + bias``, the mean taken over
     the dimensions of normalized_shape. Differentiable in input, weight and bias; gradients pass
-    through roundings unchanged. Under autocast nothing is cast: the result has the dtype of input.
+    through roundings unchanged.
 
     Args:
         input: float16, bfloat16, float32 or float64, of shape ``(*, *normalized_shape)`` and any
             strides, on the CPU or on CUDA.
-        normalized_shape: The last dimensions of input, one or several.
+        normalized_shape: The last dimensions of input, one or several; integers of any type.
         weight: Of shape normalized_shape, optionally after leading dimensions that broadcast
             against those of input; any of the four dtypes. None: ones.
         eps: Added to the mean square; in units of input squared. None: as in torch, the machine
@@ -70,7 +100,8 @@ def rms_norm(
         weight_offset: Added to weight in the compute type; 1.0 for weights stored around zero.
         rounding: Where half precision rounds: "once", "before_weight" or "rstd", as in
             rmsnorm.rms_norm.
-        out_dtype: dtype of the result. None: that of input.
+        out_dtype: dtype of the result. None: that of input, except that half precision on CUDA gives
+            float32 where autocast is enabled for CUDA, as in torch.
 
     Returns:
         A contiguous tensor of the shape of input.
@@ -96,6 +127,8 @@ def rms_norm(
     _require_tensor("input", input)
     _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
+    if out_dtype is None and input.is_cuda:
+        out_dtype = _autocast_dtype(input)
     y: Tensor = dispatch.rms_norm(
         False, input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
     )
@@ -105,7 +138,7 @@ def rms_norm(
 def add_rms_norm(
     input: Tensor,
     residual: Tensor,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: SupportsIndex | Sequence[SupportsIndex],
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
@@ -126,7 +159,8 @@ def add_rms_norm(
 
     Returns:
         (y, residual_out), contiguous tensors of the shape of input. y has the dtype of input,
-        residual_out the one that input and residual promote to. Differentiable, both of them.
+        residual_out the one that input and residual promote to, under autocast as well.
+        Differentiable, both of them.
 
     Raises:
         TypeError, ValueError, RuntimeError: As rms_norm.

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from . import formula, operators
 from .eager import is_eager, requires_grad
+from .registration import implementations
 
 Gradient = Tensor | None
 
@@ -24,6 +25,8 @@ _has_storage = torch._C._has_storage
 _transforms_active = torch._C._are_functorch_transforms_active
 _after_autograd_keyset = torch._C._after_autograd_keyset
 _AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+_library = implementations(__name__)
 
 
 def _gradients(
@@ -203,7 +206,7 @@ def _register(
                 return function.apply(*inputs, keys)
         return function.apply(*inputs, keys)
 
-    operators.library.impl(kernel.__name__, autograd, "Autograd", with_keyset=True)
+    _library.impl(kernel.__name__, autograd, "Autograd", with_keyset=True)
     apply: Callable[..., Any] = function.apply
     return apply
 

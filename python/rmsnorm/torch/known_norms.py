@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .functional import rms_norm
 
@@ -73,16 +74,29 @@ def _define_by_weight_dtype(x: Tensor, eps: float, weight: Tensor) -> Tensor:
     return weight * (y.to(weight.dtype) if weight.dtype in _HALF else y)
 
 
+def _define_by_torch(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _by_torch(
+    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    return rms_norm(x, x.shape[-dims:], weight, eps)
+
+
+# The dtype of the result is written out in the others, whose operations know no autocast.
+
+
 def _once(
     x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, bias=bias)
+    return rms_norm(x, x.shape[-dims:], weight, eps, out_dtype=x.dtype)
 
 
 def _once_around_zero(
     x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, bias=bias, weight_offset=1.0)
+    return rms_norm(x, x.shape[-dims:], weight, eps, weight_offset=1.0, out_dtype=x.dtype)
 
 
 def _before_weight(
@@ -111,7 +125,9 @@ def _by_weight_dtype(
         out_dtype = torch.promote_types(weight.dtype, torch.promote_types(x.dtype, torch.float32))
         return rms_norm(x, x.shape[-dims:], weight, eps, out_dtype=out_dtype)
     if x.dtype == weight.dtype:
-        return rms_norm(x, x.shape[-dims:], weight, eps, rounding="before_weight")
+        return rms_norm(
+            x, x.shape[-dims:], weight, eps, rounding="before_weight", out_dtype=x.dtype
+        )
     # No rounding of rms_norm is to the dtype of the weight.
     return weight * rms_norm(x, x.shape[-dims:], None, eps, out_dtype=weight.dtype)
 
@@ -119,24 +135,27 @@ def _by_weight_dtype(
 def _of_rstd(
     x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, bias=bias, rounding="rstd")
+    return rms_norm(x, x.shape[-dims:], weight, eps, rounding="rstd", out_dtype=x.dtype)
 
 
-# torch.nn.RMSNorm is recognised by its class, since it may normalize several dimensions.
-WEIGHTED_ONCE = Formula("T(w * (x32 * r))", ("weight",), _define_once, _once)
-UNWEIGHTED = Formula("T(x32 * r)", (), _define_unweighted, _once)
+# Torch's own function, whose result is float32 under autocast on CUDA. torch.nn.RMSNorm is
+# recognised by its class, since it may normalize several dimensions.
+TORCH_WEIGHTED = Formula("T(w * (x32 * r))", ("weight",), _define_by_torch, _by_torch)
+TORCH_UNWEIGHTED = Formula("T(x32 * r)", (), _define_by_torch, _by_torch)
 
 FORMULAS = (
     Formula("w * T(x32 * r)", ("weight",), _define_before_weight, _before_weight),
     Formula("w * T(x32 * r) + b", ("weight", "bias"), _define_with_bias, _before_weight),
     Formula("T(x32 * r * (1 + w))", ("weight",), _define_around_zero, _once_around_zero),
-    WEIGHTED_ONCE,
+    Formula("T(w * (x32 * r))", ("weight",), _define_once, _once),
+    TORCH_WEIGHTED,
     Formula(
         "w * W(x32 * r), W being the dtype of w if that is half precision, else float32",
         ("weight",),
         _define_by_weight_dtype,
         _by_weight_dtype,
     ),
-    UNWEIGHTED,
+    Formula("T(x32 * r)", (), _define_unweighted, _once),
+    TORCH_UNWEIGHTED,
     Formula("x * T(r)", (), _define_of_rstd, _of_rstd),
 )

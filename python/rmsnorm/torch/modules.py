@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from .._typing import Rounding
-from .functional import rms_norm
+from .functional import rms_norm, sizes_of
 
 
 class RMSNorm(Module):
@@ -19,7 +20,7 @@ class RMSNorm(Module):
     with bias=True also ``bias``.
 
     Args:
-        normalized_shape: The last dimensions of the input, one or several.
+        normalized_shape: The last dimensions of the input, one or several; integers of any type.
         eps: As in rms_norm.
         elementwise_affine: Whether there is a weight, of shape normalized_shape. It starts where
             weight_offset + weight is one.
@@ -42,7 +43,7 @@ class RMSNorm(Module):
 
     def __init__(
         self,
-        normalized_shape: int | Sequence[int],
+        normalized_shape: SupportsIndex | Sequence[SupportsIndex],
         eps: float | None = None,
         elementwise_affine: bool = True,
         device: torch.device | str | int | None = None,
@@ -53,9 +54,7 @@ class RMSNorm(Module):
         rounding: Rounding = "once",
     ) -> None:
         super().__init__()
-        if isinstance(normalized_shape, int):
-            normalized_shape = (normalized_shape,)
-        self.normalized_shape = tuple(normalized_shape)
+        self.normalized_shape = sizes_of(normalized_shape)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self.weight_offset = weight_offset

@@ -19,26 +19,20 @@ import rmsnorm
 
 from .._typing import Rounding
 from .formula import compute_dtype, result_dtype
+from .registration import define, implementations
 
-library = torch.library.Library("rmsnorm", "DEF")
-
-
-def _define(schema: str) -> None:
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-
-_define(
+define(
     "rms_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, int axis, float weight_offset, "
     "str rounding, float partial, ScalarType? out_dtype) -> (Tensor y, Tensor rstd)"
 )
-_define(
+define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, int axis, "
     "float weight_offset, str rounding, bool round_residual) "
     "-> (Tensor y, Tensor residual_out, Tensor rstd)"
 )
 # dbias is like bias, whose values mean nothing. A gradient without its input is an empty tensor,
 # since an operator cannot return None.
-_define(
+define(
     "rms_norm_backward(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
     "Tensor? rstd, Tensor? d_residual, float eps, int axis, float weight_offset, float partial, "
     "bool needs_dweight) -> (Tensor dx, Tensor dweight, Tensor dbias)"
@@ -186,9 +180,10 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor if kind is Tensor or kind is Parameter else tensor.as_subclass(Tensor)
 
 
+_library = implementations(__name__)
 for _kernel in (rms_norm, add_rms_norm, rms_norm_backward):
     for _backend in BACKENDS:
-        library.impl(_kernel.__name__, partial(on_plain_tensors, _kernel), _backend.name)
+        _library.impl(_kernel.__name__, partial(on_plain_tensors, _kernel), _backend.name)
 
 
 def _require_shapes(
@@ -209,7 +204,7 @@ def _require_shapes(
             raise ValueError(f"{name}: shape {tensor.shape} does not fit x of shape {x.shape}")
 
 
-@torch.library.register_fake("rmsnorm::rms_norm", lib=library)
+@torch.library.register_fake("rmsnorm::rms_norm", lib=_library)
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -227,7 +222,7 @@ def _(
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:axis], dtype=statistics)
 
 
-@torch.library.register_fake("rmsnorm::add_rms_norm", lib=library)
+@torch.library.register_fake("rmsnorm::add_rms_norm", lib=_library)
 def _(
     x: Tensor,
     residual: Tensor,
@@ -249,7 +244,7 @@ def _(
     )
 
 
-@torch.library.register_fake("rmsnorm::rms_norm_backward", lib=library)
+@torch.library.register_fake("rmsnorm::rms_norm_backward", lib=_library)
 def _(
     dy: Tensor,
     x: Tensor,

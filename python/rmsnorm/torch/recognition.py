@@ -10,26 +10,60 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from ctypes import c_float
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module, Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .known_norms import FORMULAS, UNWEIGHTED, WEIGHTED_ONCE, Formula
+from .functional import default_eps
+from .known_norms import FORMULAS, TORCH_UNWEIGHTED, TORCH_WEIGHTED, Formula
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What a forward is run with: dtypes and rank of x, and the state of module and torch."""
+
+    x: torch.dtype = torch.bfloat16
+    weight: torch.dtype = torch.bfloat16
+    rank: int = 3
+    training: bool = False
+    autocast: bool = False  # of CUDA, on tensors that say to be there
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.autocast else "cpu"
+
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# All combinations of dtypes on three dimensions, and one on as many as models have.
-_TRACES = [
-    *((3, x, weight) for x, weight in itertools.product(_DTYPES, _DTYPES)),
-    *((rank, torch.bfloat16, torch.bfloat16) for rank in (1, 2, 4)),
-]
 # The one whose expression shows most of what is rounded when.
-_SHOWN = (3, torch.bfloat16, torch.bfloat16)
+_SHOWN = _Trace()
+# All combinations of dtypes on three dimensions, and one on as many as models have.
+_USUAL = (
+    *(_Trace(x, weight) for x, weight in itertools.product(_DTYPES, _DTYPES)),
+    *(_Trace(rank=rank) for rank in (1, 2, 4)),
+)
+_TRAINING = _Trace(training=True)
+# Torch computes its own rms_norm in another dtype there; other operations stay as they are.
+_AUTOCAST = (
+    _Trace(autocast=True),
+    _Trace(weight=torch.float32, autocast=True),
+    _Trace(x=torch.float32, autocast=True),
+)
+_DOUBLE = (_Trace(torch.float64, torch.float64),)
+_COMPARED = (
+    (_USUAL, None),
+    (_AUTOCAST, "under autocast on CUDA"),
+    (_DOUBLE, "in float64"),
+)
 
 
 class Unrecognised(Exception):
@@ -68,16 +102,29 @@ class _Expression:
 
 
 _COMMUTATIVE = ("add", "mul")
+_ONES = ("ones", "ones_like", "new_ones")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down the operations on the tensors that it was given, in a normal form: one name for
-    the ways to square and to take the reciprocal root, and no conversion that changes no value."""
+    the ways to square, to take the reciprocal root and to add a number, and no conversion that
+    changes no value. Where float64 is given, float32 is written down as float64, since this library
+    computes in float64 what a forward computes in either."""
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._double = any(t.dtype == torch.float64 for t in inputs.values())
         # The tensors are kept, or one of them could get the id of another.
-        self._known = {id(t): (t, _Expression(name, t.dtype)) for name, t in inputs.items()}
+        self._known: dict[int, tuple[Tensor, Any]] = {
+            id(t): (t, _Expression(name, self.dtype(t))) for name, t in inputs.items()
+        }
+
+    def dtype(self, tensor: Tensor) -> torch.dtype:
+        return torch.float64 if self._double and tensor.dtype == torch.float32 else tensor.dtype
 
     def expression(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -89,25 +136,44 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        operands = tuple(map(self.expression, args))
+        result = function(*args, **kwargs)
         if isinstance(result, Tensor):
-            expression = self._normal_form(function, args, kwargs or {}, result.dtype)
+            expression = self._normal_form(function, args, operands, kwargs, result)
             self._known[id(result)] = (result, expression)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    taken = (str(function), *operands, *sorted(kwargs.items()), index)
+                    self._known[id(part)] = (part, _Expression("part", self.dtype(part), taken))
         return result
 
     def _normal_form(
-        self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype
-    ) -> _Expression:
-        name = function.overloadpacket.__name__
-        operands = tuple(map(self.expression, args))
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        operands: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Tensor,
+    ) -> Any:
+        name, dtype = function.overloadpacket.__name__, self.dtype(result)
         first = operands[0] if operands else None
+        if name in _ONES:
+            return 1.0  # a number in all that follows
+        conversion = name == "_to_copy" and kwargs.keys() <= {"dtype", "layout", "device"}
+        if conversion and _is_number(first):
+            return first
+        _require_numbers_to_add_nothing(args, operands, result)
         if name == "add_" and isinstance(first, _Expression) and first.operands:
             name = "add"  # a result of this forward, which nobody else sees
-        conversion = name == "_to_copy" and kwargs.keys() <= {"dtype", "layout", "device"}
         if conversion and isinstance(first, _Expression):
             if torch.promote_types(first.dtype, dtype) == dtype:
                 return first  # exact; operations on it have the wider dtype as theirs
             return _Expression("to", dtype, operands)
+        if name in ("add", "sub") and kwargs.keys() <= {"alpha"} and _is_number(operands[1]):
+            number = kwargs.get("alpha", 1) * operands[1]
+            return _Expression("add", dtype, (first, number if name == "add" else -number))
         if kwargs:
             return _Expression(str(function), dtype, (*operands, *sorted(kwargs.items())))
         match name, *operands:
@@ -121,6 +187,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 dim = dim if dim < 0 else dim - args[0].dim()
                 return _Expression("mean", dtype, (values, dim, *keepdim))
         return _Expression(name, dtype, operands)
+
+
+def _require_numbers_to_add_nothing(
+    args: tuple[Any, ...], operands: tuple[Any, ...], result: Tensor
+) -> None:
+    """Raises Unrecognised where a tensor that counts as a number gives a result its shape or dtype."""
+    tensors = [(arg, known) for arg, known in zip(args, operands) if isinstance(arg, Tensor)]
+    others = [arg for arg, known in tensors if not _is_number(known)]
+    if len(others) == len(tensors):
+        return
+    if [(t.shape, t.dtype) for t in others] != [(result.shape, result.dtype)]:
+        raise Unrecognised("its forward uses tensors beside its input and parameters")
 
 
 def _match(known: Any, found: Any, bound: dict[str, Any]) -> dict[str, Any] | None:
@@ -144,88 +222,158 @@ def _match(known: Any, found: Any, bound: dict[str, Any]) -> dict[str, Any] | No
             if result is not None:
                 return result
         return None
-    if known == _EPS:
-        return _bind("eps", float(found), bound) if isinstance(found, (int, float)) else None
-    return bound if type(known) is type(found) and known == found else None
+    if _is_number(known) and known == _EPS:
+        return _bind("eps", found, bound) if found is None or _is_number(found) else None
+    alike = type(known) is type(found) or (_is_number(known) and _is_number(found))
+    return bound if alike and known == found else None
 
 
 def _bind(name: str, value: Any, bound: dict[str, Any]) -> dict[str, Any] | None:
     return {**bound, name: value} if bound.get(name, value) == value else None
 
 
-# A number that no formula has, in the place of eps.
+# A number that no formula has, in the place of eps; float32 has it, too.
 _EPS = 0.0078125 + 2.0**-20
+
+
+@contextmanager
+def _prepared(trace: _Trace) -> Iterator[None]:
+    """Tensors that are made within have no storage, autocast is as the trace wants it, and torch
+    takes operations apart in one way, whatever the caller has enabled."""
+    before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        FakeTensorMode(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            torch.set_autocast_enabled("cpu", False)
+            torch.set_autocast_enabled("cuda", trace.autocast)
+            yield
+        finally:
+            for device, enabled in before:
+                torch.set_autocast_enabled(device, enabled)
+
+
+def _x(trace: _Trace, size: int) -> Tensor:
+    shape = (2,) * (trace.rank - 1) + (size,)
+    return torch.empty(shape, dtype=trace.x, device=trace.device)
 
 
 def _record(
     forward: Callable[..., Tensor], x: Tensor, parameters: Mapping[str, Tensor]
 ) -> _Expression:
     recorder = _Recorder({"x": x, **parameters})
-    with torch.no_grad(), recorder:
+    with recorder:
         y = forward(x)
     if not isinstance(y, Tensor):
         raise Unrecognised("its forward returns something else than a tensor")
     # An exact conversion at the end is in no expression, hence the dtype of the result.
-    return _Expression("result", y.dtype, (recorder.expression(y),))
-
-
-def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+    return _Expression("result", recorder.dtype(y), (recorder.expression(y),))
 
 
 @cache
-def _known_expressions(formula: Formula) -> list[_Expression]:
-    """Those of a formula, one for each of _TRACES."""
+def _known_expression(formula: Formula, trace: _Trace) -> _Expression:
+    with _prepared(trace):
+        parameters = {
+            name: torch.empty(8, dtype=trace.weight, device=trace.device)
+            for name in formula.parameters
+        }
+        define = partial(formula.definition, eps=_EPS, **parameters)
+        return _record(define, _x(trace, 8), parameters)
 
-    def of(rank: int, x_dtype: torch.dtype, dtype: torch.dtype) -> _Expression:
-        parameters = {name: _meta((8,), dtype) for name in formula.parameters}
-        x = _meta((2,) * (rank - 1) + (8,), x_dtype)
-        return _record(lambda x: formula.definition(x, _EPS, **parameters), x, parameters)
 
-    return [of(*trace) for trace in _TRACES]
-
-
-def _twin(module: Module, dtype: torch.dtype, training: bool) -> tuple[Module, dict[str, Tensor]]:
+def _twin(module: Module, trace: _Trace) -> tuple[Module, dict[str, Tensor]]:
     """A module of the same class and attributes, whose parameters and buffers have no storage."""
     twin = object.__new__(type(module))
     twin.__dict__.update(vars(module))
-    twin.__dict__["training"] = training
-    parameters: dict[str, Parameter | None] = {}
-    for name, parameter in module._parameters.items():
-        shape = None if parameter is None else tuple(parameter.shape)
-        parameters[name] = None if shape is None else Parameter(_meta(shape, dtype))
+    twin.__dict__["training"] = trace.training
+
+    def like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(tensor.shape), dtype=dtype, device=trace.device)
+
+    parameters = {
+        name: None if p is None else Parameter(like(p, trace.weight), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
     buffers = {
-        name: None if buffer is None else _meta(tuple(buffer.shape), buffer.dtype)
+        name: None if buffer is None else like(buffer, buffer.dtype)
         for name, buffer in module._buffers.items()
     }
     twin.__dict__.update(_parameters=parameters, _buffers=buffers)
     return twin, {name: p for name, p in parameters.items() if p is not None}
 
 
-def _expressions(module: Module) -> list[_Expression]:
-    """Those of a module, one for each of _TRACES."""
+def _size(module: Module) -> int:
+    """That of a module's parameters, or any if it has none."""
     sizes = {tuple(p.shape) for p in module._parameters.values() if p is not None}
     if len(sizes) > 1 or any(len(shape) != 1 for shape in sizes):
         raise Unrecognised(f"its parameters are of shape {', '.join(map(str, sorted(sizes)))}")
     (size,) = sizes.pop() if sizes else (8,)
+    return size
 
-    def of(rank: int, x_dtype: torch.dtype, dtype: torch.dtype, training: bool) -> _Expression:
-        twin, parameters = _twin(module, dtype, training)
-        x = _meta((2,) * (rank - 1) + (size,), x_dtype)
-        return _record(lambda x: type(module).forward(twin, x), x, parameters)
 
-    expressions = [of(*trace, training=False) for trace in _TRACES]
-    if of(*_SHOWN, training=True) != expressions[_TRACES.index(_SHOWN)]:
-        raise Unrecognised("its forward does something else in training")
-    return expressions
+def _expression(module: Module, trace: _Trace) -> _Expression:
+    """What the forward of a module's class computes.
+
+    Raises:
+        Unrecognised: It cannot be run.
+    """
+    size = _size(module)
+    try:
+        with _prepared(trace):
+            twin, parameters = _twin(module, trace)
+            forward = partial(type(module).forward, twin)
+            return _record(forward, _x(trace, size), parameters)
+    except Unrecognised:
+        raise
+    # The forward of any class may raise anything when it is run on tensors without storage.
+    except Exception as error:
+        raise Unrecognised(f"its forward cannot be traced: {error}") from error
+
+
+def _compared(formula: Formula, expression: Callable[[_Trace], _Expression]) -> Norm | str | None:
+    """The formula with the names and the eps that it has in the expressions; None if these are of
+    another formula, or what is different if that shows in unusual circumstances alone."""
+    names: dict[str, Any] = {}
+    eps = {}
+    for traces, where in _COMPARED:
+        for trace in traces:
+            bound = _match(_known_expression(formula, trace), expression(trace), names)
+            if bound is None:
+                return where and f"its forward does something else {where}"
+            eps[trace] = bound.pop("eps")
+            names = bound
+    try:
+        return Norm(formula, _eps(eps), names.get("weight"), names.get("bias"))
+    except Unrecognised as error:
+        return str(error)
+
+
+def _eps(of: Mapping[_Trace, float | None]) -> float | None:
+    """The one eps of all traces; None where each dtype is given torch's default.
+
+    Torch's own function rounds eps to float32 where it computes in that, so float64 tells it.
+    """
+    (double,) = (of[trace] for trace in _DOUBLE)
+    others = {eps for trace, eps in of.items() if trace not in _DOUBLE}
+    if double == default_eps(torch.float64) and others <= {None, default_eps(torch.float32)}:
+        return None
+    if double is None or not others <= {double, c_float(double).value}:
+        raise Unrecognised("its eps depends on the dtype of x")
+    return float(double)
 
 
 def _of_torch(module: Module) -> Norm:
     assert isinstance(module, torch.nn.RMSNorm)
+    if not (module.eps is None or _is_number(module.eps)):
+        raise Unrecognised(f"its eps is a {type(module.eps).__name__}")
     dims = len(module.normalized_shape)
     if module.weight is None:
-        return Norm(UNWEIGHTED, module.eps, None, dims=dims)
-    return Norm(WEIGHTED_ONCE, module.eps, "weight", dims=dims)
+        return Norm(TORCH_UNWEIGHTED, module.eps, None, dims=dims)
+    return Norm(TORCH_WEIGHTED, module.eps, "weight", dims=dims)
 
 
 def _recognise(module: Module) -> Norm:
@@ -240,24 +388,22 @@ def _recognise(module: Module) -> Norm:
     ):
         names = ", ".join(p.name for p in parameters)
         raise Unrecognised(f"its forward takes other arguments than x: {names}")
-    try:
-        expressions = _expressions(module)
-    except Unrecognised:
-        raise
-    # The forward of any class may raise anything when it is run on tensors without storage.
-    except Exception as error:
-        raise Unrecognised(f"its forward cannot be traced: {error}") from error
+    expression = cache(partial(_expression, module))
+    seen = expression(_SHOWN)
+    if expression(_TRAINING) != seen:
+        raise Unrecognised("its forward does something else in training")
+    reason = f"unknown formula: {seen.operands[0]}"
     for formula in FORMULAS:
-        bound: dict[str, Any] | None = {}
-        for known, found in zip(_known_expressions(formula), expressions):
-            bound = None if bound is None else _match(known, found, bound)
-        if bound is not None:
-            return Norm(formula, bound["eps"], bound.get("weight"), bound.get("bias"))
-    seen = expressions[_TRACES.index(_SHOWN)]
-    raise Unrecognised(f"unknown formula: {seen.operands[0]}")
+        result = _compared(formula, expression)
+        if isinstance(result, Norm):
+            return result
+        reason = result or reason
+    raise Unrecognised(reason)
 
 
 _ATTRIBUTES_OF_MODULE = frozenset(vars(Module()))
+# What accelerate puts around the forward of a class, which does not depend on it.
+_ATTRIBUTES_OF_HOOKS = ("forward", "_old_forward", "_hf_hook")
 
 
 def _what_forward_depends_on(module: Module) -> Hashable:
@@ -269,7 +415,7 @@ def _what_forward_depends_on(module: Module) -> Hashable:
     attributes = tuple(
         (name, type(value), value)
         for name, value in vars(module).items()
-        if name not in _ATTRIBUTES_OF_MODULE
+        if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
     )
     kind = (type(module), shapes, attributes)
     try:

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, ClassVar, final
 
 import torch
@@ -31,37 +31,47 @@ _OTHER_NORMS = (
 
 
 class _Replaced:
-    """What a class inherits ahead of a model's own, so that only its forward is another."""
+    """What a class inherits ahead of a model's own, so that only its forward is another.
+
+    A module has its norm as an attribute. Without that, its forward is that of its own class, also
+    where other classes and hooks have been put around this one.
+    """
 
     _rmsnorm_original: ClassVar[type[Module]]
-    _rmsnorm_norm: ClassVar[Norm]
+    _rmsnorm_norm: Norm | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Classes made here have no name that pickle could find.
         reduced: Any = super().__reduce_ex__(protocol)
-        make, (_, *arguments), *rest = reduced
-        return _new, (make, self._rmsnorm_original, self._rmsnorm_norm, *arguments), *rest
+        make, (kind, *arguments), *rest = reduced
+        original = self._rmsnorm_original
+        if kind is not _classes[original]:
+            return reduced
+        return _new, (make, original, *arguments), *rest
 
 
-def _new(make: Callable[..., Any], original: type[Module], norm: Norm, *arguments: Any) -> Any:
-    return make(_replaced_class(original, norm), *arguments)
+def _new(make: Callable[..., Any], original: type[Module], *arguments: Any) -> Any:
+    return make(_replaced_class(original), *arguments)
 
 
-_classes: dict[tuple[type[Module], Norm], type[Module]] = {}
+_classes: dict[type[Module], type[Module]] = {}
 
 
-def _replaced_class(original: type[Module], norm: Norm) -> type[Module]:
-    """One class for all modules of a kind, which torch.compile then compiles once."""
-    if (original, norm) not in _classes:
-        _classes.setdefault((original, norm), _derived_class(original, norm))
-    return _classes[original, norm]
+def _replaced_class(original: type[Module]) -> type[Module]:
+    if original not in _classes:
+        _classes.setdefault(original, _derived_class(original))
+    return _classes[original]
 
 
-def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
-    signature = inspect.signature(original.forward)
+def _derived_class(original: type[Module]) -> type[Module]:
+    own_forward: Callable[..., Tensor] = original.forward
+    signature = inspect.signature(own_forward)
     _, argument = signature.parameters
 
     def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Tensor:
+        norm = self._rmsnorm_norm
+        if norm is None:
+            return own_forward(self, *inputs, **named)
         if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
             raise TypeError(f"forward: expected one argument, {argument}")
         x = inputs[0] if inputs else named[argument]
@@ -73,10 +83,36 @@ def _derived_class(original: type[Module], norm: Norm) -> type[Module]:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "_rmsnorm_original": original,
-        "_rmsnorm_norm": norm,
         "forward": forward,
     }
     return type(original.__name__, (_Replaced, original), members)
+
+
+def _replace(module: Module, norm: Norm) -> None:
+    if not isinstance(module, _Replaced):
+        _change_class(module, _replaced_class(type(module)))
+    vars(module)["_rmsnorm_norm"] = norm
+
+
+def _restore(module: Module) -> None:
+    """Ends what _replace began, beneath whatever has been put on the module since."""
+    vars(module).pop("_rmsnorm_norm", None)
+    kind = type(module)
+    if isinstance(module, _Replaced) and kind is _classes[module._rmsnorm_original]:
+        _change_class(module, module._rmsnorm_original)
+
+
+def _change_class(module: Module, kind: type[Module]) -> None:
+    """Gives a module another class, and its forward to those who keep the module's own one."""
+    before = type(module).forward
+    module.__class__ = kind
+    for name, value in vars(module).items():
+        if _is_method(value, before, module):
+            vars(module)[name] = MethodType(kind.forward, module)
+
+
+def _is_method(value: object, function: Callable[..., Any], module: Module) -> bool:
+    return isinstance(value, MethodType) and value.__func__ is function and value.__self__ is module
 
 
 def require_supported(module: Module) -> None:
@@ -97,11 +133,19 @@ def _require_replaceable(module: Module) -> None:
     """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
     if isinstance(module, RMSNorm):
         raise Unrecognised("it is this library's")
-    if isinstance(module, _Replaced):
+    if "_rmsnorm_norm" in vars(module):
         raise Unrecognised("it was replaced before")
-    if "forward" in vars(module):
+    if not _forward_is_reached(module):
         raise Unrecognised("its forward was replaced by somebody else")
     require_supported(module)
+
+
+def _forward_is_reached(module: Module) -> bool:
+    """Whether a call comes to the forward of the module's class, through hooks of accelerate or
+    without."""
+    members = vars(module)
+    own = "_old_forward" if "_hf_hook" in members else "forward"
+    return own not in members or _is_method(members[own], type(module).forward, module)
 
 
 @dataclass(frozen=True)
@@ -149,13 +193,18 @@ class Report:
     def __init__(self, replaced: Iterable[ReplacedNorm], left: Iterable[LeftNorm]) -> None:
         self.replaced = tuple(replaced)
         self.left = tuple(left)
+        self._undone = False
 
     def undo(self) -> None:
-        """Gives every replaced module its own forward back. A second call does nothing."""
-        for norm in self.replaced:
-            kind = type(norm.module)
-            if issubclass(kind, _Replaced):
-                norm.module.__class__ = kind._rmsnorm_original
+        """Gives every replaced module its own forward back. A second call does nothing.
+
+        What others have put on a module since stays: parametrizations, hooks, classes derived from
+        the module's. Copies of the model that were made since are not undone.
+        """
+        if not self._undone:
+            for norm in self.replaced:
+                _restore(norm.module)
+        self._undone = True
 
     def __enter__(self) -> Report:
         return self
@@ -189,9 +238,9 @@ def _summary(norms: Iterable[tuple[str, str]]) -> list[str]:
 def _may_be_rms_norm(module: Module) -> bool:
     if isinstance(module, _OTHER_NORMS):
         return False
-    name = type(module).__name__.lower()
     is_leaf = next(module.children(), None) is None
-    return "norm" in name if is_leaf else "rmsnorm" in name
+    looked_for = "norm" if is_leaf else "rmsnorm"
+    return any(looked_for in kind.__name__.lower() for kind in type(module).__mro__)
 
 
 def replace_rms_norms(model: Module) -> Report:
@@ -227,10 +276,11 @@ def replace_rms_norms(model: Module) -> Report:
         kind = type(module).__name__
         try:
             _require_replaceable(module)
+            _restore(module)  # an undo may have left the class, beneath what is gone now
             norm = recognition.of(module)
         except Unrecognised as error:
             left.append(LeftNorm(name, module, kind, str(error)))
             continue
         replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
-        module.__class__ = _replaced_class(type(module), norm)
+        _replace(module, norm)
     return Report(replaced, left)
