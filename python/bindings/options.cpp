@@ -3,11 +3,10 @@
 #include <string>
 
 #include "errors.hpp"
+#include "foreign.hpp"
 
 namespace rmsnorm::python {
 namespace {
-
-std::string repr_text(nb::handle value) { return nb::repr(value).c_str(); }
 
 std::optional<DType> dtype_named(const std::string& text) {
   for (int t = 0; t < dtype_count; ++t)
@@ -16,18 +15,21 @@ std::optional<DType> dtype_named(const std::string& text) {
 }
 
 // The name of a dtype object, without regard to whether it is supported; empty for other objects.
+// What an object says that it is decides: nothing of its memory is read.
 std::string dtype_object_name(nb::handle value) {
   const std::string type = type_text(value);
-  if (type == "torch.dtype")
-    return std::string(nb::str(value).c_str()).substr(sizeof("torch.") - 1);
+  if (type == "torch.dtype") {
+    const std::string text = str_text(value);
+    return text.substr(text.find('.') + 1);
+  }
   if (type.rfind("numpy.dtype", 0) == 0) {  // numpy.dtypes.Float32DType since NumPy 1.25
-    const bool native = nb::cast<bool>(value.attr("isnative"));
-    return nb::str(native ? value.attr("name") : value.attr("str")).c_str();
+    const nb::object native = find_attribute(value, "isnative");
+    return attribute_text(value, native.ptr() == Py_True ? "name" : "str");
   }
   // Scalar types: numpy.float32, ml_dtypes.bfloat16, jax.numpy.float32.
-  const std::string module = nb::str(nb::getattr(value, "__module__", nb::str(""))).c_str();
+  const std::string module = attribute_text(value, "__module__");
   if (module == "numpy" || module == "ml_dtypes" || module == "jax.numpy")
-    return nb::str(nb::getattr(value, "__name__", nb::str(""))).c_str();
+    return attribute_text(value, "__name__");
   return {};
 }
 
@@ -35,14 +37,15 @@ std::string dtype_object_name(nb::handle value) {
 
 double read_number(nb::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AsDouble(value.ptr());
-  const double number = PyBool_Check(value.ptr()) ? -1.0 : PyFloat_AsDouble(value.ptr());
-  if (PyBool_Check(value.ptr()) || (number == -1.0 && PyErr_Occurred() != nullptr)) {
-    const bool too_large =
-        PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_OverflowError);
-    PyErr_Clear();
-    if (too_large)
-      raise(PyExc_ValueError, "%s: expected a number within the range of a double", name);
-    raise(PyExc_TypeError, "%s: expected a number, got %s", name, type_text(value).c_str());
+  if (PyBool_Check(value.ptr())) raise(PyExc_TypeError, "%s: expected a number, got bool", name);
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1.0 && PyErr_Occurred() != nullptr) {
+    nb::python_error cause;
+    if (cause.matches(PyExc_OverflowError))
+      raise_from(cause, PyExc_ValueError, "%s: expected a number within the range of a double",
+                 name);
+    raise_from(cause, PyExc_TypeError, "%s: expected a number, got %s", name,
+               type_text(value).c_str());
   }
   return number;
 }
@@ -54,10 +57,12 @@ std::int32_t read_integer(nb::handle value, const char* name) {
     if (overflow == 0 && number >= INT32_MIN && number <= INT32_MAX)
       return static_cast<std::int32_t>(number);
   }
-  nb::object integer = nb::steal(PyBool_Check(value.ptr()) ? nullptr : PyNumber_Index(value.ptr()));
+  if (PyBool_Check(value.ptr())) raise(PyExc_TypeError, "%s: expected an integer, got bool", name);
+  const nb::object integer = nb::steal(PyNumber_Index(value.ptr()));
   if (!integer.is_valid()) {
-    PyErr_Clear();
-    raise(PyExc_TypeError, "%s: expected an integer, got %s", name, type_text(value).c_str());
+    nb::python_error cause;
+    raise_from(cause, PyExc_TypeError, "%s: expected an integer, got %s", name,
+               type_text(value).c_str());
   }
   int overflow = 0;
   const long long number = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
