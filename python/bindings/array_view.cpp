@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "errors.hpp"
-#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "dlpack.hpp"
+#include "object_text.hpp"
 
 namespace rmsnorm::python {
 

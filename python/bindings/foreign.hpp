@@ -4,8 +4,6 @@
 
 #include <nanobind/nanobind.h>
 
-#include <string>
-
 namespace rmsnorm::python {
 
 namespace nb = nanobind;
@@ -15,13 +13,5 @@ void clear_exception();
 
 // Invalid where the object has no such attribute. Throws what else its lookup raises.
 nb::object find_attribute(nb::handle object, const char* name);
-
-// str() and repr() for messages, and str() of an attribute; "?" where they fail.
-std::string str_text(nb::handle object);
-std::string repr_text(nb::handle object);
-std::string attribute_text(nb::handle object, const char* name);
-
-// The type of an object as users know it: "list", "pandas.Series".
-std::string type_text(nb::handle object);
 
 }  // namespace rmsnorm::python

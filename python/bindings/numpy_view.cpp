@@ -6,7 +6,6 @@
 // nor DLPack.
 #include "array_view.hpp"
 #include "errors.hpp"
-#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {

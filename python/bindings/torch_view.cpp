@@ -2,7 +2,6 @@
 // implements in Python.
 #include "array_view.hpp"
 #include "errors.hpp"
-#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {
@@ -17,11 +16,11 @@ bool requires_grad(nb::handle source, const Torch& torch) {
 // kept as the cause.
 [[noreturn]] void raise_without_memory(nb::handle source, const char* name) {
   nb::python_error cause;
+  const auto text = [&](const char* attribute) { return str_text(source.attr(attribute)); };
   raise_from(cause, PyExc_TypeError,
              "%s: expected a strided torch tensor with memory of its own, got layout %s, dtype %s, "
              "device %s; inside transforms of torch.func call rmsnorm.torch",
-             name, attribute_text(source, "layout").c_str(),
-             attribute_text(source, "dtype").c_str(), attribute_text(source, "device").c_str());
+             name, text("layout").c_str(), text("dtype").c_str(), text("device").c_str());
 }
 
 // The negative bit marks the lazily negated imaginary part of a complex tensor, and DLPack does not
