@@ -65,8 +65,9 @@ bool is_differentiable(const Call& call, nb::handle stream) {
   return true;
 }
 
-nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
+nb::object differentiable_rms_norm(Call& call, nb::handle rounding,
                                    std::optional<DType> out_dtype, bool with_rstd) {
+  read_memory(call);
   const nb::handle dtype =
       out_dtype ? nb::handle(torch()->dtypes[static_cast<int>(*out_dtype)]) : nb::handle(Py_None);
   return operators().attr("rms_norm")(with_rstd, call.x.source, or_none(call.weight),
@@ -74,7 +75,8 @@ nb::object differentiable_rms_norm(const Call& call, nb::handle rounding,
                                       call.weight_offset, rounding, call.partial, dtype);
 }
 
-nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding, bool with_rstd) {
+nb::object differentiable_add_rms_norm(Call& call, nb::handle rounding, bool with_rstd) {
+  read_memory(call);
   return operators().attr("add_rms_norm")(
       with_rstd, call.x.source, call.residual.source, or_none(call.weight), or_none(call.bias),
       call.eps, call.first_axis() - call.x.rank, call.weight_offset, rounding, call.round_residual);
@@ -82,11 +84,11 @@ nb::object differentiable_add_rms_norm(const Call& call, nb::handle rounding, bo
 
 void require_no_derivatives(const Call& call) {
   bool from_torch = false;
-  call.for_each_array([&](Argument argument, const ArrayView& view) {
+  call.for_each_array([&](Argument, const ArrayView& view) {
     if (!is_torch(view)) return;
     from_torch = true;
     if (!view.requires_grad) return;
-    const char* name = call.python_name(argument);
+    const char* name = view.name;
     raise(PyExc_RuntimeError,
           "%s: requires grad, and its gradient would be lost: calls with out, residual_out, stream "
           "or arrays of other frameworks are not differentiated, and only rms_norm and "
@@ -96,10 +98,9 @@ void require_no_derivatives(const Call& call) {
   if (!from_torch) return;
   refuse_tracing();
   if (!tangents_exist()) return;
-  for (const Argument argument : call.array_arguments()) {
-    const ArrayView& view = *call.array(argument);
-    if (is_torch(view)) refuse_lost_tangent(view.source, call.python_name(argument));
-  }
+  call.for_each_array([](Argument, const ArrayView& view) {
+    if (is_torch(view)) refuse_lost_tangent(view.source, view.name);
+  });
 }
 
 }  // namespace rmsnorm::python

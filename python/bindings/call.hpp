@@ -72,16 +72,35 @@ struct Call {
   // thereby the places of their views.
   template <class Visit>
   void for_each_array(Visit visit) const {
-    if (gradients == nullptr) {
-      for (const Argument argument : forward_arguments) visit(argument, *array(argument));
-    } else {
-      for (const Argument argument : backward_arguments) visit(argument, *array(argument));
-    }
+    visit_arrays(*this, visit);
+  }
+  template <class Visit>
+  void for_each_array(Visit visit) {
+    visit_arrays(*this, visit);
   }
 
   // The argument's name in Python.
   const char* python_name(Argument argument) const;
+
+ private:
+  template <class Self, class Visit>
+  static void visit_arrays(Self& call, Visit visit) {
+    if (call.gradients == nullptr) {
+      for (const Argument argument : forward_arguments) visit(argument, *call.array(argument));
+    } else {
+      for (const Argument argument : backward_arguments) visit(argument, *call.array(argument));
+    }
+  }
 };
+
+// The second step of reading arrays, for all of a call.
+inline void read_memory(Call& call) {
+  call.for_each_array([](Argument, ArrayView& view) { read_memory(view); });
+}
+
+inline void require_unmoved(const Call& call) {
+  call.for_each_array([](Argument, const ArrayView& view) { require_unmoved(view); });
+}
 
 inline const ArrayView* Call::array(Argument argument) const {
   switch (argument) {

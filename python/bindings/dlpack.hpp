@@ -28,7 +28,26 @@ struct Device {
   std::int32_t id;
 };
 
-enum TypeCode : std::uint8_t { floating = 2, bfloat = 4 };
+enum TypeCode : std::uint8_t {
+  signed_integer = 0,
+  unsigned_integer = 1,
+  floating = 2,
+  opaque = 3,
+  bfloat = 4,
+  complex = 5,
+  boolean = 6,
+  float8_e3m4 = 7,
+  float8_e4m3 = 8,
+  float8_e4m3b11fnuz = 9,
+  float8_e4m3fn = 10,
+  float8_e4m3fnuz = 11,
+  float8_e5m2 = 12,
+  float8_e5m2fnuz = 13,
+  float8_e8m0fnu = 14,
+  float6_e2m3fn = 15,
+  float6_e3m2fn = 16,
+  float4_e2m1fn = 17,
+};
 
 struct DataType {
   std::uint8_t code;

@@ -37,19 +37,6 @@ std::string shape_text(const ArrayView& view) { return tuple_text(view.sizes, vi
 
 std::string strides_text(const ArrayView& view) { return tuple_text(view.strides, view.rank); }
 
-std::string device_text(const dlpack::Device& device) {
-  switch (device.type) {
-    case dlpack::cpu: return "cpu";
-    case dlpack::cuda_host: return "cpu (pinned for CUDA)";
-    case dlpack::rocm_host: return "cpu (pinned for ROCm)";
-    case dlpack::cuda: return "cuda:" + std::to_string(device.id);
-    case dlpack::cuda_managed: return "cuda:" + std::to_string(device.id) + " (managed)";
-    case dlpack::rocm: return "rocm:" + std::to_string(device.id);
-    default:
-      return "DLPack device " + std::to_string(device.type) + ":" + std::to_string(device.id);
-  }
-}
-
 // First and one past the last byte of a view; equal for a view without elements.
 struct ByteRange {
   std::uintptr_t begin;
@@ -166,6 +153,19 @@ Argument argument_on_cuda(const Call& call) {
 
 }  // namespace
 
+std::string device_text(const dlpack::Device& device) {
+  switch (device.type) {
+    case dlpack::cpu: return "cpu";
+    case dlpack::cuda_host: return "cpu (pinned for CUDA)";
+    case dlpack::rocm_host: return "cpu (pinned for ROCm)";
+    case dlpack::cuda: return "cuda:" + std::to_string(device.id);
+    case dlpack::cuda_managed: return "cuda:" + std::to_string(device.id) + " (managed)";
+    case dlpack::rocm: return "rocm:" + std::to_string(device.id);
+    default:
+      return "DLPack device " + std::to_string(device.type) + ":" + std::to_string(device.id);
+  }
+}
+
 void raise(PyObject* type, const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
@@ -176,6 +176,7 @@ void raise(PyObject* type, const char* format, ...) {
 }
 
 void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...) {
+  if (!cause.matches(PyExc_Exception)) throw cause;
   va_list arguments;
   va_start(arguments, format);
   const std::string text = formatted(format, arguments);
@@ -190,18 +191,10 @@ const char* cuda_text(int error) {
   return cuda::error_text(status);
 }
 
-std::string type_text(nb::handle object) {
-  nb::handle type = object.type();
-  const std::string qualified = nb::str(nb::getattr(type, "__qualname__", nb::str("?"))).c_str();
-  const std::string module = nb::str(nb::getattr(type, "__module__", nb::str("?"))).c_str();
-  return module == "builtins" ? qualified : module + "." + qualified;
-}
-
-void raise_unsupported_dtype(nb::handle array, const char* name) {
-  nb::object dtype = nb::getattr(array, "dtype", nb::str("unknown"));
+void raise_unsupported_dtype(const std::string& dtype, const char* name) {
   raise(PyExc_TypeError,
         "%s: expected dtype float16, bfloat16, float32 or float64 in native byte order, got %s",
-        name, nb::str(dtype).c_str());
+        name, dtype.c_str());
 }
 
 void raise_device(const Call& call) {

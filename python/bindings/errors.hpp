@@ -7,6 +7,9 @@
 #include <rmsnorm/contract.hpp>
 #include <string>
 
+#include "dlpack.hpp"
+#include "object_text.hpp"
+
 namespace rmsnorm::python {
 
 namespace nb = nanobind;
@@ -16,11 +19,12 @@ struct Call;
 // Raises `type` with a printf-formatted message.
 [[noreturn]] void raise(PyObject* type, const char* format, ...);
 
-// The same with an exception that was caught as the cause (__cause__).
+// The same with an exception that was caught as the cause (__cause__). A cause that is no Exception
+// (KeyboardInterrupt, SystemExit) is thrown in place of it.
 [[noreturn]] void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...);
 
 // TypeError naming the dtypes that are supported and the one that came.
-[[noreturn]] void raise_unsupported_dtype(nb::handle array, const char* name);
+[[noreturn]] void raise_unsupported_dtype(const std::string& dtype, const char* name);
 
 // `call` is where the values for the message come from.
 [[noreturn]] void raise_status(const Status& status, const Call& call);
@@ -35,7 +39,7 @@ struct Call;
 // CUDA's text for a cudaError_t.
 const char* cuda_text(int error);
 
-// The type of an object as users know it: "list", "pandas.Series".
-std::string type_text(nb::handle object);
+// As users know it: "cuda:1".
+std::string device_text(const dlpack::Device& device);
 
 }  // namespace rmsnorm::python

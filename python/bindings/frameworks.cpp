@@ -1,5 +1,7 @@
 #include "frameworks.hpp"
 
+#include "foreign.hpp"
+
 namespace rmsnorm::python {
 namespace {
 
@@ -7,7 +9,7 @@ namespace {
 nb::object imported(const char* name) {
   nb::object key = nb::steal(PyUnicode_FromString(name));
   PyObject* module = PyImport_GetModule(key.ptr());
-  if (module == nullptr) PyErr_Clear();
+  if (module == nullptr) clear_exception();
   return nb::steal(module);
 }
 
@@ -15,25 +17,33 @@ nb::object imported(const char* name) {
 // to this name yet.
 PyObject* attribute(nb::handle object, const char* name) {
   PyObject* found = object.is_valid() ? PyObject_GetAttrString(object.ptr(), name) : nullptr;
-  if (found == nullptr) PyErr_Clear();
+  if (found == nullptr) clear_exception();
   return found;
 }
 
-Property property(PyObject* type, const char* name) {
+// As attribute, and null for what is no type.
+PyTypeObject* type_attribute(nb::handle object, const char* name) {
+  PyObject* found = attribute(object, name);
+  return found != nullptr && PyType_Check(found) ? reinterpret_cast<PyTypeObject*>(found) : nullptr;
+}
+
+nb::handle as_object(PyTypeObject* type) { return reinterpret_cast<PyObject*>(type); }
+
+// Only one implemented in C, whose getter takes no object of another type than its own.
+Property property(PyTypeObject* type, const char* name) {
   Property found;
-  found.descriptor = type != nullptr ? attribute(type, name) : nullptr;
-  if (found.descriptor != nullptr)
-    found.get =
-        reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(found.descriptor), Py_tp_descr_get));
+  found.descriptor = attribute(as_object(type), name);
+  if (found.descriptor != nullptr && Py_TYPE(found.descriptor) == &PyGetSetDescr_Type)
+    found.get = reinterpret_cast<descrgetfunc>(
+        PyType_GetSlot(Py_TYPE(found.descriptor), Py_tp_descr_get));
   return found;
 }
 
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
-  nb::object capsule =
-      nb::steal(attribute(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__"));
+  nb::object capsule = nb::steal(attribute(as_object(type), "__dlpack_c_exchange_api__"));
   if (!capsule.is_valid()) return nullptr;
   const void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
-  if (pointer == nullptr) PyErr_Clear();
+  if (pointer == nullptr) clear_exception();
   auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
   while (api != nullptr && api->version.major != dlpack::major_version) api = api->previous;
   return api != nullptr && api->view_from_object != nullptr ? api : nullptr;
@@ -41,17 +51,16 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
 
 // Whether NumPy's structs are those of its binary interface 1 (NumPy 1.x) or 2 (2.x), which agree
 // in what is read of them: by the function that every module built against NumPy asks at import,
-// PyArray_GetNDArrayCVersion.
-bool has_known_abi() {
+// PyArray_GetNDArrayCVersion. It stands first in NumPy's table of functions and objects, and the
+// type of the arrays that the table is about third.
+bool has_known_abi(PyTypeObject* ndarray) {
   nb::object module = imported("numpy._core._multiarray_umath");
   if (!module.is_valid()) module = imported("numpy.core._multiarray_umath");
   nb::object capsule = nb::steal(attribute(module, "_ARRAY_API"));
   if (!capsule.is_valid()) return false;
   auto* functions = static_cast<void**>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
-  if (functions == nullptr) {
-    PyErr_Clear();
-    return false;
-  }
+  if (functions == nullptr) clear_exception();
+  if (functions == nullptr || functions[2] != ndarray) return false;
   const unsigned version = reinterpret_cast<unsigned (*)()>(functions[0])() >> 24;
   return version == 1 || version == 2;
 }
@@ -64,15 +73,15 @@ Torch found_torch;
 const NumPy* find_numpy() {
   nb::object module = imported("numpy");
   PyObject* empty = attribute(module, "empty");
-  PyObject* ndarray = attribute(module, "ndarray");
+  PyTypeObject* ndarray = type_attribute(module, "ndarray");
   const Property array_struct = property(ndarray, "__array_struct__");
   const Property dtype = property(ndarray, "dtype");
   if (empty == nullptr || !array_struct || !dtype) return nullptr;
-  found_numpy.has_known_abi = has_known_abi();
+  found_numpy.has_known_abi = has_known_abi(ndarray);
   found_numpy.empty = empty;
   found_numpy.dtype = dtype;
   found_numpy.array_struct = array_struct;
-  found_numpy.ndarray = reinterpret_cast<PyTypeObject*>(ndarray);
+  found_numpy.ndarray = ndarray;
   return &found_numpy;
 }
 
@@ -80,13 +89,15 @@ const Torch* find_torch() {
   nb::object module = imported("torch");
   nb::object nn = imported("torch.nn");
   Torch found;
-  PyObject* tensor = attribute(module, "Tensor");
-  found.parameter = reinterpret_cast<PyTypeObject*>(attribute(nn, "Parameter"));
+  PyTypeObject* tensor = type_attribute(module, "Tensor");
+  found.parameter = type_attribute(nn, "Parameter");
   found.requires_grad = property(tensor, "requires_grad");
+  found.is_neg = attribute(as_object(tensor), "is_neg");
   found.is_grad_enabled = attribute(module, "is_grad_enabled");
   found.empty_like = attribute(module, "empty_like");
-  found.new_empty = attribute(tensor, "new_empty");
+  found.new_empty = attribute(as_object(tensor), "new_empty");
   bool complete = found.requires_grad && found.parameter != nullptr &&
+                  PyType_IsSubtype(found.parameter, tensor) != 0 && found.is_neg != nullptr &&
                   found.is_grad_enabled != nullptr && found.empty_like != nullptr &&
                   found.new_empty != nullptr;
   for (int t = 0; t < dtype_count; ++t) {
@@ -94,10 +105,10 @@ const Torch* find_torch() {
     complete = complete && found.dtypes[t] != nullptr;
   }
   if (!complete) return nullptr;
-  found.tensor = reinterpret_cast<PyTypeObject*>(tensor);
+  found.tensor = tensor;
   found.exchange = exchange_api(found.tensor);
   nb::object forward_ad = imported("torch.autograd.forward_ad");
-  if (forward_ad.is_valid() && nb::hasattr(forward_ad, "_current_level")) {
+  if (forward_ad.is_valid() && find_attribute(forward_ad, "_current_level").is_valid()) {
     found.forward_ad_globals = PyModule_GetDict(forward_ad.ptr());
     if (found.forward_ad_globals == nullptr) throw nb::python_error();
     found.forward_ad = forward_ad.release().ptr();
@@ -120,7 +131,7 @@ const CuPy* cupy() {
   nb::object module = imported("cupy");
   nb::object cuda = imported("cupy.cuda");
   CuPy found;
-  found.ndarray = attribute(module, "ndarray");
+  found.ndarray = type_attribute(module, "ndarray");
   found.empty = attribute(module, "empty");
   found.device = attribute(cuda, "Device");
   found.get_current_stream = attribute(cuda, "get_current_stream");
@@ -147,9 +158,9 @@ const Jax* jax() {
 }
 
 PyObject* ml_dtypes_bfloat16() {
-  static PyObject* cached = nullptr;
-  if (cached == nullptr) cached = attribute(imported("ml_dtypes"), "bfloat16");
-  return cached;
+  static PyTypeObject* cached = nullptr;
+  if (cached == nullptr) cached = type_attribute(imported("ml_dtypes"), "bfloat16");
+  return as_object(cached).ptr();
 }
 
 PyObject* numpy_dtype(DType t) {
@@ -163,9 +174,9 @@ PyObject* numpy_dtype(DType t) {
   return dtype;
 }
 
-PyObject* masked_array() {
-  static PyObject* cached = nullptr;
-  if (cached == nullptr) cached = attribute(imported("numpy.ma"), "MaskedArray");
+PyTypeObject* masked_array() {
+  static PyTypeObject* cached = nullptr;
+  if (cached == nullptr) cached = type_attribute(imported("numpy.ma"), "MaskedArray");
   return cached;
 }
 

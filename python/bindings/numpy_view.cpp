@@ -63,20 +63,21 @@ bool is_bfloat16(nb::handle source, char kind) {
 }
 
 DType dtype_of_array(const ArrayInterface& array, nb::handle source, const char* name) {
-  if ((array.flags & flag_native_byte_order) == 0) raise_unsupported_dtype(source, name);
-  if (array.kind == 'f' && array.itemsize == 4) return DType::f32;
-  if (array.kind == 'f' && array.itemsize == 8) return DType::f64;
-  if (array.itemsize == 2 && is_bfloat16(source, array.kind)) return DType::bf16;
-  if (array.kind == 'f' && array.itemsize == 2) return DType::f16;
-  raise_unsupported_dtype(source, name);
+  if ((array.flags & flag_native_byte_order) != 0) {
+    if (array.kind == 'f' && array.itemsize == 4) return DType::f32;
+    if (array.kind == 'f' && array.itemsize == 8) return DType::f64;
+    if (array.itemsize == 2 && is_bfloat16(source, array.kind)) return DType::bf16;
+    if (array.kind == 'f' && array.itemsize == 2) return DType::f16;
+  }
+  raise_unsupported_dtype(str_text(numpy()->dtype.of(source)), name);
 }
 
 // The memory of an array whose dtype is in the view: from either struct.
 template <class Array>
-void read_memory(const Array& array, const char* name, Access access, ArrayView& view) {
+void read_strided(const Array& array, ArrayView& view) {
   view.data = array.data;
   if (array.rank > max_dimensions)
-    raise(PyExc_ValueError, "%s: has %d dimensions, more than %d", name, array.rank,
+    raise(PyExc_ValueError, "%s: has %d dimensions, more than %d", view.name, array.rank,
           max_dimensions);
   const auto itemsize = static_cast<Py_ssize_t>(size_in_bytes(view.dtype));
   const int shift = itemsize == 8 ? 3 : itemsize == 4 ? 2 : 1;
@@ -85,13 +86,13 @@ void read_memory(const Array& array, const char* name, Access access, ArrayView&
       raise(PyExc_ValueError,
             "%s: its stride of %lld bytes is not a multiple of its element size %d (a field of a "
             "packed record?); pass a copy",
-            name, static_cast<long long>(array.strides[d]), static_cast<int>(itemsize));
+            view.name, static_cast<long long>(array.strides[d]), static_cast<int>(itemsize));
     view.sizes[d] = array.sizes[d];
     view.strides[d] = array.strides[d] >> shift;
   }
   view.rank = array.rank;
-  if (access == Access::write && (array.flags & flag_writeable) == 0)
-    raise(PyExc_ValueError, "%s: is read-only; expected an array that can be written", name);
+  if (view.access == Access::write && (array.flags & flag_writeable) == 0)
+    raise(PyExc_ValueError, "%s: is read-only; expected an array that can be written", view.name);
 }
 
 // False where __array_struct__ must tell. It calls arrays read-only that NumPy lets be written for
@@ -108,19 +109,17 @@ bool dtype_of_fields(const ArrayFields& array, DType& dtype) {
 
 }  // namespace
 
-void read_numpy(nb::handle source, const char* name, Access access, ArrayView& view) {
-  view.source = source;
-  view.framework = Framework::numpy;
+void read_numpy(ArrayView& view) {
   view.device = {dlpack::cpu, 0};
-  const auto& fields = *reinterpret_cast<const ArrayFields*>(source.ptr());
+  const auto& fields = *reinterpret_cast<const ArrayFields*>(view.source.ptr());
   if (numpy()->has_known_abi && dtype_of_fields(fields, view.dtype))
-    return read_memory(fields, name, access, view);
+    return read_strided(fields, view);
 
-  const nb::object capsule = numpy()->array_struct.of(source);
+  const nb::object capsule = numpy()->array_struct.of(view.source);
   auto* array = static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
   if (array == nullptr) throw nb::python_error();
-  view.dtype = dtype_of_array(*array, source, name);
-  read_memory(*array, name, access, view);
+  view.dtype = dtype_of_array(*array, view.source, view.name);
+  read_strided(*array, view);
 }
 
 }  // namespace rmsnorm::python

@@ -17,11 +17,12 @@
 namespace rmsnorm::python {
 namespace {
 
-// What concerns all arrays of a call at once.
+// What concerns all arrays of a call at once, after what each is. The rest of the caller's code that
+// a call runs is behind it then, but for that which place and Output::allocate answer for.
 Placement require_usable(Call& call, nb::handle stream) {
-  const Placement placement = place(call, stream);
   require_no_derivatives(call);
-  return placement;
+  read_memory(call);
+  return place(call, stream);
 }
 
 // The shapes of results are taken from x and its axis before the library checks the call.
@@ -64,7 +65,7 @@ Status compute_on_cpu(const Call& call, const Placement&, const Params& params) 
 }
 
 Status compute_on_cpu(const Call& call, const Placement& placement, BackwardParams& params) {
-  Workspace workspace(call.x, placement);
+  Workspace workspace(call, placement);
   params.workspace_bytes = cpu::backward_workspace(params);
   params.workspace = workspace.allocate(params.workspace_bytes);
   const BackwardSteps steps = backward_steps(call, params);
@@ -94,7 +95,7 @@ Status compute_on_cuda(const Call&, const Placement& placement, const Params& pa
 }
 
 Status compute_on_cuda(const Call& call, const Placement& placement, BackwardParams& params) {
-  Workspace workspace(call.x, placement);
+  Workspace workspace(call, placement);
   params.workspace_bytes = cuda::backward_workspace(params);
   params.workspace = workspace.allocate(params.workspace_bytes);
   return cuda::backward(params, stream_of(placement), on_device(placement));
@@ -117,8 +118,8 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
                     nb::handle partial, nb::handle out, nb::handle out_dtype,
                     nb::handle return_rstd, nb::handle stream) {
   Call call;
-  Output y(call.y);
-  Output rstd(call.rstd);
+  Output y(call, call.y);
+  Output rstd(call, call.rstd);
   read_array(x, "x", Access::read, call.x);
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   call.axis = read_integer(axis, "axis");
@@ -132,9 +133,9 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
+  if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
   if (with_rstd)
-    rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+    rstd.allocate(placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
   run<ForwardParams>(call, placement);
   count_writes({&y});
   if (!with_rstd) return y.take();
@@ -146,9 +147,9 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
                         nb::handle rounding, nb::handle round_residual, nb::handle out,
                         nb::handle residual_out, nb::handle return_rstd, nb::handle stream) {
   Call call;
-  Output y(call.y);
-  Output sum(call.residual_out);
-  Output rstd(call.rstd);
+  Output y(call, call.y);
+  Output sum(call, call.residual_out);
+  Output rstd(call, call.rstd);
   read_array(x, "x", Access::read, call.x);
   read_array(residual, "residual", Access::read, call.residual);
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
@@ -162,12 +163,12 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, placement, call.x.dtype, call.x.sizes, call.x.rank);
+  if (!y.accepted()) y.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (!sum.accepted())
-    sum.allocate(call.x, placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes,
+    sum.allocate(placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes,
                  call.x.rank);
   if (with_rstd)
-    rstd.allocate(call.x, placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+    rstd.allocate(placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
   run<ForwardParams>(call, placement);
   count_writes({&y, &sum});
   if (!with_rstd) return nb::make_tuple(y.take(), sum.take());
@@ -177,7 +178,7 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
 nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
   Call call;
   call.mean_square_is_output = true;
-  Output result(call.mean_square);
+  Output result(call, call.mean_square);
   read_array(x, "x", Access::read, call.x);
   result.accept(out, "out");
   const Placement placement = require_usable(call, stream);
@@ -185,7 +186,7 @@ nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
 
   if (!result.accepted()) {
     const DType dtype = call.x.dtype == DType::f64 ? DType::f64 : DType::f32;
-    result.allocate(call.x, placement, dtype, call.x.sizes, call.first_axis());
+    result.allocate(placement, dtype, call.x.sizes, call.first_axis());
   }
   run<MeanSquareParams>(call, placement);
   count_writes({&result});
@@ -197,7 +198,7 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
                           nb::handle rounding, nb::handle out, nb::handle out_dtype,
                           nb::handle stream) {
   Call call;
-  Output y(call.y);
+  Output y(call, call.y);
   read_array(x, "x", Access::read, call.x);
   read_array(mean_square, "mean_square", Access::read, call.mean_square);
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
@@ -207,7 +208,7 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
   require_axis(call);
 
-  if (!y.accepted()) y.allocate(call.x, placement, y_dtype, call.x.sizes, call.x.rank);
+  if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
   run<ForwardParams>(call, placement);
   count_writes({&y});
   return y.take();
@@ -222,10 +223,10 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
   Gradients gradients;
   Call call;
   call.gradients = &gradients;
-  Output dx(gradients.dx);
-  Output dweight(gradients.dweight);
-  Output dbias(gradients.dbias);
-  Output d_mean_square(gradients.d_mean_square);
+  Output dx(call, gradients.dx);
+  Output dweight(call, gradients.dweight);
+  Output dbias(call, gradients.dbias);
+  Output d_mean_square(call, gradients.d_mean_square);
   read_array(dy, "dy", Access::read, gradients.dy);
   read_array(x, "x", Access::read, call.x);
   read_norm_options(call, weight, nb::none(), eps, weight_offset, rounding);
@@ -246,15 +247,15 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 
-  if (!dx.accepted()) dx.allocate(call.x, placement, call.x.dtype, call.x.sizes, call.x.rank);
+  if (!dx.accepted()) dx.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (with_dweight && !dweight.accepted())
-    dweight.allocate(call.x, placement, call.weight.dtype, call.weight.sizes, call.weight.rank);
+    dweight.allocate(placement, call.weight.dtype, call.weight.sizes, call.weight.rank);
   const int first = call.first_axis();
   if (with_dbias && !dbias.accepted())
-    dbias.allocate(call.x, placement, call.weight.present() ? call.weight.dtype : call.x.dtype,
+    dbias.allocate(placement, call.weight.present() ? call.weight.dtype : call.x.dtype,
                    call.x.sizes + first, call.x.rank - first);
   if (call.mean_square.present())
-    d_mean_square.allocate(call.x, placement, call.mean_square.dtype, call.x.sizes, first);
+    d_mean_square.allocate(placement, call.mean_square.dtype, call.x.sizes, first);
   run<BackwardParams>(call, placement);
   count_writes({&dx, &dweight, &dbias});
   nb::object results[] = {dx.take(), with_dweight ? dweight.take() : nb::none(),

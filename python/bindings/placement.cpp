@@ -4,6 +4,7 @@
 
 #include "call.hpp"
 #include "errors.hpp"
+#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {
@@ -12,25 +13,41 @@ namespace {
 std::uintptr_t handle_of_integer(nb::handle integer) {
   const unsigned long long handle = PyLong_AsUnsignedLongLong(integer.ptr());
   if (handle == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    raise(PyExc_ValueError, "stream: expected the handle of a CUDA stream, >= 0, got %s",
-          nb::repr(integer).c_str());
+    nb::python_error cause;
+    raise_from(cause, PyExc_ValueError, "stream: expected the handle of a CUDA stream, >= 0, got %s",
+               repr_text(integer).c_str());
   }
   return static_cast<std::uintptr_t>(handle);
 }
 
-std::uintptr_t handle_of_stream(nb::handle stream) {
-  if (PyLong_Check(stream.ptr()) && !PyBool_Check(stream.ptr())) return handle_of_integer(stream);
-  if (nb::hasattr(stream, "__cuda_stream__")) {
+// Of a stream object; invalid for other objects.
+nb::object handle_attribute(nb::handle stream) {
+  if (nb::object protocol = find_attribute(stream, "__cuda_stream__"); protocol.is_valid()) {
     // The protocol returns (0, handle); older objects have the tuple as an attribute.
-    nb::object protocol = stream.attr("__cuda_stream__");
-    nb::object pair = PyCallable_Check(protocol.ptr()) ? protocol() : protocol;
-    return handle_of_integer(nb::object(pair[1]));
+    const nb::object pair = PyCallable_Check(protocol.ptr()) ? protocol() : protocol;
+    return pair[1];
   }
   for (const char* attribute : {"cuda_stream", "ptr"}) {  // torch's, CuPy's
-    nb::object handle = nb::getattr(stream, attribute, nb::none());
-    if (PyLong_Check(handle.ptr())) return handle_of_integer(handle);
+    nb::object handle = find_attribute(stream, attribute);
+    if (handle.is_valid()) return handle;
   }
+  return {};
+}
+
+nb::object handle_in(nb::handle stream) {
+  if (PyLong_Check(stream.ptr())) return nb::borrow(stream);
+  try {
+    return handle_attribute(stream);
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_TypeError, "stream: asking %s for the handle of its stream failed",
+               type_text(stream).c_str());
+  }
+}
+
+std::uintptr_t handle_of_stream(nb::handle stream) {
+  const nb::object handle = handle_in(stream);
+  if (handle.is_valid() && PyLong_Check(handle.ptr()) && !PyBool_Check(handle.ptr()))
+    return handle_of_integer(handle);
   raise(PyExc_TypeError,
         "stream: expected None, the handle of a CUDA stream as an integer, or a stream of torch or "
         "CuPy, got %s",
@@ -98,11 +115,10 @@ Placement place(Call& call, nb::handle stream) {
   placement.stream =
       stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
   placement.on_current_stream = stream.is_none();
-  for (const Argument argument : call.array_arguments()) {
-    ArrayView& view = *call.array(argument);
-    if (view.present() && view.pending)
-      read_on_stream(view, call.python_name(argument), placement.stream);
-  }
+  call.for_each_array([&](Argument, ArrayView& view) {
+    if (view.pending == Pending::stream) read_on_stream(view, placement.stream);
+  });
+  require_unmoved(call);
   return placement;
 }
 

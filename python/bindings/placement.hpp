@@ -21,7 +21,7 @@ struct Placement {
 // From the devices of the call's arrays, which must agree, and the caller's stream: None, a handle
 // as an integer, or a stream object of torch, CuPy or anything with __cuda_stream__. None is the
 // current stream of x's framework; the default stream where the framework has none to tell. Arrays
-// that waited for the stream are read.
+// that waited for the stream are read. The memory of the others has been.
 Placement place(Call& call, nb::handle stream);
 
 }  // namespace rmsnorm::python

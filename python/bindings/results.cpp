@@ -2,13 +2,16 @@
 
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cuda_devices.hpp>
 #include <memory>
 #include <new>
 #include <utility>
 
+#include "call.hpp"
 #include "errors.hpp"
+#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {
@@ -112,18 +115,26 @@ nb::object device_memory(std::int64_t bytes, const Placement& placement, void** 
   });
 }
 
+// At least one. An array whose elements are repeated may claim more of them than any memory has.
+std::int64_t bytes_of(const ArrayView& view) {
+  if (std::count(view.sizes, view.sizes + view.rank, 0) > 0) return 1;
+  std::int64_t bytes = size_in_bytes(view.dtype);
+  for (int d = 0; d < view.rank; ++d) {
+    if (view.sizes[d] > INT64_MAX / bytes)
+      raise(PyExc_MemoryError, "result: its bytes are more than 64 bits count");
+    bytes *= view.sizes[d];
+  }
+  return bytes;
+}
+
 // Fills `view` with memory of ours, to be handed over when it has been written.
 void allocate_here(DType dtype, const Placement& placement, const std::int64_t* sizes, int rank,
                    ArrayView& view) {
-  std::int64_t count = 1;
-  for (int d = rank - 1; d >= 0; --d) {
-    view.sizes[d] = sizes[d];
-    view.strides[d] = count;
-    count *= sizes[d];
-  }
+  std::copy_n(sizes, rank, view.sizes);
   view.rank = rank;
   view.dtype = dtype;
-  const std::int64_t bytes = count > 0 ? count * size_in_bytes(dtype) : 1;
+  set_compact_strides(view);
+  const std::int64_t bytes = bytes_of(view);
   if (placement.on_cuda) {
     view.device = {dlpack::cuda, placement.device};
     view.owner = device_memory(bytes, placement, &view.data);
@@ -183,10 +194,19 @@ void require_jax_dtype(DType dtype) {
         "or pass no float64 array and no out_dtype of float64");
 }
 
+// Invalid for objects that have none.
+nb::object namespace_of(nb::handle array) {
+  try {
+    const nb::object get = find_attribute(array, "__array_namespace__");
+    return get.is_valid() ? get() : get;
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_TypeError, "x: its __array_namespace__ failed");
+  }
+}
+
 nb::object array_namespace(const ArrayView& like) {
-  nb::object get = nb::getattr(like.source, "__array_namespace__", nb::none());
-  nb::object space = get.is_none() ? nb::none() : get();
-  if (!nb::hasattr(space, "from_dlpack"))
+  const nb::object space = namespace_of(like.source);
+  if (!space.is_valid() || !find_attribute(space, "from_dlpack").is_valid())
     raise(PyExc_TypeError,
           "x: %s has no __array_namespace__ with from_dlpack to make the result with; give out=",
           type_text(like.source).c_str());
@@ -203,35 +223,39 @@ void Output::accept(nb::handle out, const char* name) {
   array_ = nb::borrow(out);
 }
 
-void Output::allocate(const ArrayView& like, const Placement& placement, DType dtype,
-                      const std::int64_t* sizes, int rank) {
-  like_ = &like;
+void Output::adopt(nb::object array) {
+  array_ = std::move(array);
+  read_array(array_, "result", Access::write, view_);
+  read_memory(view_);
+  if (view_.pending == Pending::stream) read_on_stream(view_, placement_.stream);
+}
+
+void Output::allocate(const Placement& placement, DType dtype, const std::int64_t* sizes,
+                      int rank) {
+  const ArrayView& like = call_.x;
+  allocated_ = true;
   placement_ = placement;
-  const auto adopt = [&](nb::object array) {
-    array_ = std::move(array);
-    read_array(array_, "result", Access::write, view_);
-    if (view_.pending) read_on_stream(view_, "result", placement.stream);
-  };
   switch (like.framework) {
-    case Framework::numpy: return adopt(new_numpy(dtype, sizes, rank));
-    case Framework::torch: return adopt(new_torch(like, dtype, sizes, rank));
-    case Framework::cupy: return adopt(new_cupy(like, dtype, sizes, rank));
+    case Framework::numpy: adopt(new_numpy(dtype, sizes, rank)); break;
+    case Framework::torch: adopt(new_torch(like, dtype, sizes, rank)); break;
+    case Framework::cupy: adopt(new_cupy(like, dtype, sizes, rank)); break;
     case Framework::jax: require_jax_dtype(dtype); break;
     case Framework::other: array_namespace(like); break;
   }
-  allocate_here(dtype, placement, sizes, rank, view_);
+  if (!array_.is_valid()) allocate_here(dtype, placement, sizes, rank, view_);
+  require_unmoved(call_);
 }
 
 nb::object Output::take() {
   if (array_.is_valid()) return std::move(array_);
-  nb::object from_dlpack = like_->framework == Framework::jax
+  nb::object from_dlpack = call_.x.framework == Framework::jax
                                ? nb::borrow(jax()->from_dlpack)
-                               : array_namespace(*like_).attr("from_dlpack");
+                               : array_namespace(call_.x).attr("from_dlpack");
   return from_dlpack(exported(view_, placement_));
 }
 
 PyObject* Output::written_tensor() const {
-  return like_ == nullptr && view_.framework == Framework::torch ? array_.ptr() : nullptr;
+  return !allocated_ && view_.framework == Framework::torch ? array_.ptr() : nullptr;
 }
 
 void count_writes(std::initializer_list<const Output*> outputs) {

@@ -12,19 +12,20 @@
 
 namespace rmsnorm::python {
 
-// An output of a call: either the caller's array or a new one. Writing goes through `view`; the
+// An output of a call: either the caller's array or a new one like x. Writing goes through `view`; the
 // Python object is complete only after take(), since JAX arrays must not change once they exist.
 class Output {
  public:
-  explicit Output(ArrayView& view) : view_(view) {}
+  // `view` is where the call, or its scratch memory, has the output.
+  Output(const Call& call, ArrayView& view) : call_(call), view_(view) {}
 
   // Reads the caller's array, unless it is None.
   void accept(nb::handle out, const char* name);
   bool accepted() const { return array_.is_valid(); }
 
-  // Allocates an array like `like`, of this dtype and these sizes, compact in row-major order.
-  void allocate(const ArrayView& like, const Placement& placement, DType dtype,
-                const std::int64_t* sizes, int rank);
+  // Allocates an array like x, of this dtype and these sizes, compact in row-major order. The arrays
+  // of the call, whose memory has been read, must not have moved meanwhile.
+  void allocate(const Placement& placement, DType dtype, const std::int64_t* sizes, int rank);
 
   nb::object take();
 
@@ -32,9 +33,12 @@ class Output {
   PyObject* written_tensor() const;
 
  private:
+  void adopt(nb::object array);
+
+  const Call& call_;
   ArrayView& view_;
   nb::object array_;
-  const ArrayView* like_ = nullptr;
+  bool allocated_ = false;
   Placement placement_;
 };
 

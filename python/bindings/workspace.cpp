@@ -3,6 +3,7 @@
 #include <cuda_devices.hpp>
 #include <new>
 
+#include "call.hpp"
 #include "errors.hpp"
 
 namespace rmsnorm::python {
@@ -22,9 +23,9 @@ bool framework_allocates(const ArrayView& like, const Placement& placement) {
 void* Workspace::allocate(std::int64_t bytes) {
   if (bytes == 0) return nullptr;
   const auto size = static_cast<std::size_t>(bytes);
-  if (framework_allocates(like_, placement_)) {
+  if (framework_allocates(call_.x, placement_)) {
     const std::int64_t floats = bytes / size_in_bytes(DType::f32);
-    array_.allocate(like_, placement_, DType::f32, &floats, 1);
+    array_.allocate(placement_, DType::f32, &floats, 1);
     return view_.data;
   }
   if (placement_.on_cuda) {

@@ -11,9 +11,7 @@ namespace rmsnorm::python {
 
 class Workspace {
  public:
-  // Of a call on arrays like `like`.
-  Workspace(const ArrayView& like, const Placement& placement)
-      : like_(like), placement_(placement) {}
+  Workspace(const Call& call, const Placement& placement) : call_(call), placement_(placement) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   // On CUDA in the order of the stream: after the kernels that were launched until then.
@@ -24,11 +22,11 @@ class Workspace {
   void* allocate(std::int64_t bytes);
 
  private:
-  const ArrayView& like_;
+  const Call& call_;
   Placement placement_;
   void* data_ = nullptr;  // of ours
   ArrayView view_;        // of the framework's
-  Output array_{view_};
+  Output array_{call_, view_};
 };
 
 }  // namespace rmsnorm::python

@@ -75,8 +75,15 @@ Rounding rounding_named(std::string_view name) {
   refuse("rounding " + std::string(name));
 }
 
+std::int32_t axis_in(const Attributes& attributes) {
+  const auto axis = scalar<std::int64_t>(attributes, "axis", DataType::i64);
+  if (axis < INT32_MIN || axis > INT32_MAX) refuse("axis " + std::to_string(axis));
+  return static_cast<std::int32_t>(axis);
+}
+
 void read_options(const Attributes& attributes, Call& call) {
-  call.axis = static_cast<std::int32_t>(scalar<std::int64_t>(attributes, "axis", DataType::i64));
+  require_size(attributes.struct_size, sizeof(Attributes), "a list of attributes");
+  call.axis = axis_in(attributes);
   call.eps = scalar<double>(attributes, "eps", DataType::f64);
   call.weight_offset = scalar<double>(attributes, "weight_offset", DataType::f64);
   call.partial = scalar<double>(attributes, "partial", DataType::f64);
@@ -98,16 +105,16 @@ DType dtype_of(DataType dtype) {
 
 void read_buffer(const Buffer& buffer, ArrayView& view) {
   require_size(buffer.struct_size, sizeof(Buffer), "a buffer");
-  if (buffer.rank > max_dimensions) refuse(std::to_string(buffer.rank) + " dimensions");
+  if (buffer.rank < 0 || buffer.rank > max_dimensions)
+    refuse(std::to_string(buffer.rank) + " dimensions");
   view.dtype = dtype_of(buffer.dtype);
   view.data = buffer.data;
   view.rank = static_cast<int>(buffer.rank);
-  std::int64_t stride = 1;
-  for (int d = view.rank - 1; d >= 0; --d) {
+  for (int d = 0; d < view.rank; ++d) {
+    if (buffer.sizes[d] < 0) refuse("a dimension of size " + std::to_string(buffer.sizes[d]));
     view.sizes[d] = buffer.sizes[d];
-    view.strides[d] = stride;
-    stride *= buffer.sizes[d];
   }
+  set_compact_strides(view);
 }
 
 ArrayView& array_named(std::string_view name, Call& call) {
@@ -123,6 +130,7 @@ ArrayView& array_named(std::string_view name, Call& call) {
 
 // `names` are those of the values, in order, with a space between them.
 void read_values(const Values& values, std::string_view names, Call& call) {
+  require_size(values.struct_size, sizeof(Values), "a list of values");
   for (std::int64_t i = 0; i < values.count; ++i) {
     const std::size_t length = names.find(' ');
     if (values.types[i] != ValueType::buffer) refuse("a value that is no buffer");
@@ -270,6 +278,13 @@ void check_status(const Status& status) {
                 std::string(rmsnorm::name(status.argument)) + ": " + Platform::error_text(status)};
 }
 
+// Dimensions are counted from the axis before the library checks the call.
+Status check_axis(const Call& call) {
+  const int rank = call.x.rank;
+  const bool outside = rank > 0 && (call.axis < -rank || call.axis >= rank);
+  return outside ? Status{Code::invalid_value, Argument::axis} : Status{};
+}
+
 template <class Platform, class Params>
 void execute(const CallFrame& frame) {
   require_size(frame.struct_size, sizeof(CallFrame), "a call");
@@ -280,7 +295,8 @@ void execute(const CallFrame& frame) {
   if (std::is_same<Params, BackwardParams>::value) call.gradients = &gradients;
   read_call(frame, call);
   Params params;
-  Status status = make_parameters(call, params);
+  Status status = check_axis(call);
+  if (status.ok()) status = make_parameters(call, params);
   if (status.ok()) status = Platform::run(frame, call, params);
   check_status<Platform>(status);
 }

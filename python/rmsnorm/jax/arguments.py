@@ -70,10 +70,10 @@ def _number(value: object, name: str) -> float:
         raise TypeError(f"{name}: expected a number, got {_type_text(value)}")
     try:
         return float(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: expected a number, got {_type_text(value)}") from None
-    except OverflowError:
-        raise ValueError(f"{name}: expected a number within the range of a double") from None
+    except OverflowError as error:
+        raise ValueError(f"{name}: expected a number within the range of a double") from error
+    except Exception as error:
+        raise TypeError(f"{name}: expected a number, got {_type_text(value)}") from error
 
 
 def _finite(value: object, name: str) -> float:
@@ -98,12 +98,12 @@ def _partial(value: object) -> float:
 
 
 def _axis_from_end(value: object, x: jax.Array) -> int:
+    if isinstance(value, bool):
+        raise TypeError("axis: expected an integer, got bool")
     try:
-        if isinstance(value, bool):
-            raise TypeError
         axis = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"axis: expected an integer, got {_type_text(value)}") from None
+    except Exception as error:
+        raise TypeError(f"axis: expected an integer, got {_type_text(value)}") from error
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis: expected {-x.ndim} <= axis < {x.ndim} for x of shape {x.shape}, got {axis}"
@@ -133,8 +133,8 @@ def _out_dtype(value: DTypeLike | None, x: jax.Array) -> np.dtype[Any]:
     message = f"out_dtype: expected {_DTYPE_NAMES}, got {value!r}"
     try:
         dtype: np.dtype[Any] = jnp.dtype(value)
-    except TypeError:
-        raise error(message) from None
+    except Exception as cause:
+        raise error(message) from cause
     if dtype not in DTYPES:
         raise error(message)
     _require_held(dtype, "out_dtype")
