@@ -10,6 +10,16 @@ bool is_instance(nb::handle object, PyObject* type) {
   return type != nullptr && PyObject_IsInstance(object.ptr(), type) == 1;
 }
 
+// JAX exports arrays on one device alone.
+void refuse_several_devices(nb::handle source, const char* name) {
+  const std::size_t count = nb::len(nb::object(source.attr("devices")()));
+  if (count > 1)
+    raise(PyExc_TypeError,
+          "%s: is a JAX array on %d devices; expected one on one device. The functions of "
+          "rmsnorm.jax take arrays on several",
+          name, static_cast<int>(count));
+}
+
 void read_jax(nb::handle source, const char* name, Access access, ArrayView& view) {
   if (is_instance(source, jax()->tracer))
     raise(
@@ -21,7 +31,12 @@ void read_jax(nb::handle source, const char* name, Access access, ArrayView& vie
     raise(PyExc_TypeError,
           "%s: is a JAX array, and those are immutable; expected an array that can be written",
           name);
-  read_dlpack(source, name, access, view);
+  try {
+    read_dlpack(source, name, access, view);
+  } catch (const nb::python_error&) {
+    refuse_several_devices(source, name);
+    throw;
+  }
   view.framework = Framework::jax;
 }
 

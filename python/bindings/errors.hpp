@@ -7,6 +7,8 @@
 #include <rmsnorm/contract.hpp>
 #include <string>
 
+#include "object_text.hpp"
+
 namespace rmsnorm::python {
 
 namespace nb = nanobind;
@@ -35,7 +37,7 @@ struct Call;
 // CUDA's text for a cudaError_t.
 const char* cuda_text(int error);
 
-// The type of an object as users know it: "list", "pandas.Series".
-std::string type_text(nb::handle object);
+// Why RMSNORM_ISA cannot be followed. Takes no GIL.
+std::string isa_error_text();
 
 }  // namespace rmsnorm::python

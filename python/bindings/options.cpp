@@ -7,28 +7,29 @@
 namespace rmsnorm::python {
 namespace {
 
-std::string repr_text(nb::handle value) { return nb::repr(value).c_str(); }
+bool is(nb::handle object, const char* text) {
+  return PyUnicode_Check(object.ptr()) && PyUnicode_CompareWithASCIIString(object.ptr(), text) == 0;
+}
 
-std::optional<DType> dtype_named(const std::string& text) {
+std::optional<DType> dtype_named(nb::handle string) {
   for (int t = 0; t < dtype_count; ++t)
-    if (text == name(static_cast<DType>(t))) return static_cast<DType>(t);
+    if (is(string, name(static_cast<DType>(t)))) return static_cast<DType>(t);
   return std::nullopt;
 }
 
-// The name of a dtype object, without regard to whether it is supported; empty for other objects.
-std::string dtype_object_name(nb::handle value) {
+// The name of a dtype object, without regard to whether it is supported; None for other objects.
+nb::object dtype_object_name(nb::handle value) {
   const std::string type = type_text(value);
-  if (type == "torch.dtype")
-    return std::string(nb::str(value).c_str()).substr(sizeof("torch.") - 1);
+  if (type == "torch.dtype") return nb::str(value).attr("removeprefix")("torch.");
   if (type.rfind("numpy.dtype", 0) == 0) {  // numpy.dtypes.Float32DType since NumPy 1.25
-    const bool native = nb::cast<bool>(value.attr("isnative"));
-    return nb::str(native ? value.attr("name") : value.attr("str")).c_str();
+    const bool native = nb::getattr(value, "isnative", nb::none()).ptr() == Py_True;
+    return string_attribute(value, native ? "name" : "str");
   }
   // Scalar types: numpy.float32, ml_dtypes.bfloat16, jax.numpy.float32.
-  const std::string module = nb::str(nb::getattr(value, "__module__", nb::str(""))).c_str();
-  if (module == "numpy" || module == "ml_dtypes" || module == "jax.numpy")
-    return nb::str(nb::getattr(value, "__name__", nb::str(""))).c_str();
-  return {};
+  const nb::object module = string_attribute(value, "__module__");
+  for (const char* known : {"numpy", "ml_dtypes", "jax.numpy"})
+    if (is(module, known)) return string_attribute(value, "__name__");
+  return nb::none();
 }
 
 }  // namespace
@@ -76,12 +77,9 @@ bool read_flag(nb::handle value, const char* name) {
 Rounding read_rounding(nb::handle value) {
   if (!PyUnicode_Check(value.ptr()))
     raise(PyExc_TypeError, "rounding: expected a string, got %s", type_text(value).c_str());
-  const auto is = [&](const char* text) {
-    return PyUnicode_CompareWithASCIIString(value.ptr(), text) == 0;
-  };
-  if (is("once")) return Rounding::once;
-  if (is("before_weight")) return Rounding::before_weight;
-  if (is("rstd")) return Rounding::rstd;
+  if (is(value, "once")) return Rounding::once;
+  if (is(value, "before_weight")) return Rounding::before_weight;
+  if (is(value, "rstd")) return Rounding::rstd;
   raise(PyExc_ValueError, "rounding: expected 'once', 'before_weight' or 'rstd', got %s",
         repr_text(value).c_str());
 }
@@ -90,13 +88,13 @@ std::optional<DType> read_dtype(nb::handle value, const char* name) {
   constexpr const char* expected = "float16, bfloat16, float32 or float64";
   if (value.is_none()) return std::nullopt;
   if (PyUnicode_Check(value.ptr())) {
-    if (const auto dtype = dtype_named(nb::str(value).c_str())) return dtype;
+    if (const auto dtype = dtype_named(value)) return dtype;
     raise(PyExc_ValueError, "%s: expected %s, got %s", name, expected, repr_text(value).c_str());
   }
-  const std::string object_name = dtype_object_name(value);
+  const nb::object object_name = dtype_object_name(value);
   if (const auto dtype = dtype_named(object_name)) return dtype;
   raise(PyExc_TypeError, "%s: expected %s, as a string or a dtype, got %s", name, expected,
-        object_name.empty() ? repr_text(value).c_str() : object_name.c_str());
+        object_name.is_none() ? repr_text(value).c_str() : str_text(object_name).c_str());
 }
 
 }  // namespace rmsnorm::python

@@ -14,7 +14,7 @@ std::uintptr_t handle_of_integer(nb::handle integer) {
   if (handle == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
     PyErr_Clear();
     raise(PyExc_ValueError, "stream: expected the handle of a CUDA stream, >= 0, got %s",
-          nb::repr(integer).c_str());
+          repr_text(integer).c_str());
   }
   return static_cast<std::uintptr_t>(handle);
 }

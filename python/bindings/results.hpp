@@ -35,6 +35,8 @@ class Output {
   ArrayView& view_;
   nb::object array_;
   const ArrayView* like_ = nullptr;
+  nb::object
+      importer_;  // what makes x's kind of array of memory of ours; None: ExportedArray stays
   Placement placement_;
 };
 
@@ -42,8 +44,5 @@ class Output {
 // finds by a tensor's version that a value saved for the backward pass was overwritten, and raises
 // instead of returning a wrong gradient.
 void count_writes(std::initializer_list<const Output*> outputs);
-
-// Defines the type by which arrays of our own memory on CUDA are handed over.
-void define_device_export(nb::module_& m);
 
 }  // namespace rmsnorm::python
