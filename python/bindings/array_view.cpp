@@ -25,6 +25,16 @@ void recognise(ArrayView& view, Framework framework) {
   view.pending = Pending::memory;
 }
 
+// JAX exports arrays on one device alone.
+void refuse_several_devices(const ArrayView& view) {
+  const std::size_t count = nb::len(nb::object(view.source.attr("devices")()));
+  if (count > 1)
+    raise(PyExc_TypeError,
+          "%s: is a JAX array on %d devices; expected one on one device. The functions of "
+          "rmsnorm.jax take arrays on several",
+          view.name, static_cast<int>(count));
+}
+
 void read_jax(ArrayView& view) {
   if (claims_to_be(view, jax()->tracer))
     raise(
@@ -36,7 +46,12 @@ void read_jax(ArrayView& view) {
     raise(PyExc_TypeError,
           "%s: is a JAX array, and those are immutable; expected an array that can be written",
           view.name);
-  read_dlpack(view.source, view);
+  try {
+    read_dlpack(view.source, view);
+  } catch (const nb::python_error& error) {
+    if (error.matches(PyExc_Exception)) refuse_several_devices(view);
+    throw;
+  }
   view.framework = Framework::jax;
 }
 

@@ -1,12 +1,12 @@
 // Arrays in: reads address, dtype, shape and strides from whatever array object the caller passed,
 // without a copy.
 //
-// Code of the caller's that runs while a call is read (an array's __dlpack__, an option's __float__,
-// a mode of torch's) may resize its NumPy arrays and torch tensors in place. So an array is read in
-// two steps. First, in the order of a function's parameters and with its options, read_array
-// recognises each and exports those that speak DLPack, whose exports are held. Then read_memory
-// takes what NumPy's and torch's structs say, which runs no such code. Where code of the caller's
-// can run after that, as when a result is allocated, require_unmoved is asked again.
+// Code of the caller's that runs while a call is read (an array's __dlpack__, an option's
+// __float__, a mode of torch's) may resize its NumPy arrays and torch tensors in place. So an array
+// is read in two steps. First, in the order of a function's parameters and with its options,
+// read_array recognises each and exports those that speak DLPack, whose exports are held. Then
+// read_memory takes what NumPy's and torch's structs say, which runs no such code. Where code of
+// the caller's can run after that, as when a result is allocated, require_unmoved is asked again.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -55,7 +55,10 @@ Args:
         CuPy), else the default stream.
 
 Returns:
-    y, or (y, rstd): out if given, else a new array of x's framework.
+    y, or (y, rstd): out if given, else a new array of x's framework on x's device. For an array of
+    any other library, one that its ``from_dlpack`` makes: that of its array namespace
+    (``__array_namespace__``), of its type, or of the package that defines the type. Where there is
+    none, a rmsnorm.ExportedArray, which every ``from_dlpack`` takes.
 
 Raises:
     TypeError: An argument is of the wrong kind, or its dtype is not one of the four.
@@ -63,7 +66,18 @@ Raises:
     RuntimeError: A torch tensor requires grad and its gradient would be lost, since out, stream or
         arrays of another framework are given too; RMSNORM_ISA names an instruction set that cannot run here, an array is on CUDA and this
         build has none or CUDA reports an error, or it is on a device of another kind. Nothing has
-        been written then.)";
+        been written then.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> x = np.array([[1, 7], [2, 14]], np.float32)
+    >>> rmsnorm.rms_norm(x, np.array([1, 10], np.float32), eps=0.0)
+    array([[ 0.2, 14. ],
+           [ 0.2, 14. ]], dtype=float32)
+    >>> y, rstd = rmsnorm.rms_norm(x, eps=0.0, return_rstd=True)
+    >>> rstd
+    array([0.2, 0.1], dtype=float32))";
 
 constexpr const char* add_rms_norm = R"(Residual add and RMSNorm in one pass over memory.
 
@@ -92,7 +106,17 @@ Returns:
     float32).
 
 Raises:
-    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> x, residual = np.array([[1, 3]], np.float32), np.array([[0, 4]], np.float32)
+    >>> y, residual = rmsnorm.add_rms_norm(x, residual, eps=0.0)
+    >>> y
+    array([[0.2, 1.4]], dtype=float32)
+    >>> residual
+    array([[1., 7.]], dtype=float32))";
 
 constexpr const char* rms_norm_backward = R"(The gradients of rms_norm and add_rms_norm.
 
@@ -145,7 +169,19 @@ Returns:
 Raises:
     TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then. A torch tensor
         that requires grad is refused: gradients that can be differentiated again are those of
-        rmsnorm.torch.)";
+        rmsnorm.torch.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> x, weight = np.array([[1, 7]], np.float32), np.ones(2, np.float32)
+    >>> y, rstd = rmsnorm.rms_norm(x, weight, return_rstd=True)
+    >>> dy = np.array([[1, 0]], np.float32)
+    >>> dx, dweight, dbias = rmsnorm.rms_norm_backward(dy, x, weight, rstd)
+    >>> dx.round(4)
+    array([[ 0.196, -0.028]], dtype=float32)
+    >>> dweight
+    array([0.2, 0. ], dtype=float32))";
 
 constexpr const char* mean_square =
     R"(Mean of the squares over the last axis: ``mean(x**2, axis=-1)``.
@@ -164,7 +200,13 @@ Returns:
     for float64 x. In units of x squared.
 
 Raises:
-    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> rmsnorm.mean_square(np.array([[1, 7], [2, 14]], np.float32))
+    array([ 25., 100.], dtype=float32))";
 
 constexpr const char* rms_norm_apply = R"(The second half of rms_norm, with the statistics given.
 
@@ -180,22 +222,38 @@ Returns:
     y: out if given, else a new array of x's framework.
 
 Raises:
-    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.)";
+    TypeError, ValueError, RuntimeError: As rms_norm; nothing has been written then.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> left, right = np.array([[1.0, 1.0]]), np.array([[7.0, 7.0]])  # a row in two shards
+    >>> mean_square = (rmsnorm.mean_square(left) + rmsnorm.mean_square(right)) / 2
+    >>> rmsnorm.rms_norm_apply(left, mean_square, eps=0.0)
+    array([[0.2, 0.2]]))";
 
 constexpr const char* info = R"(What this installation is and what it uses.
 
 Returns:
     A dictionary:
     "version": the version, as ``rmsnorm.__version__``;
-    "cpu_isa": the instruction set in use, or None where RMSNORM_ISA names one that cannot run here;
+    "cpu_isa": the instruction set in use, or None where RMSNORM_ISA is not the name of
+        one that can run here;
     "cpu_isas": all instruction sets that can run here;
     "num_threads": as get_num_threads();
     "openmp": whether this build can use threads;
-    "environment": RMSNORM_ISA and RMSNORM_NUM_THREADS as set, or None;
+    "environment": RMSNORM_ISA and RMSNORM_NUM_THREADS as in os.environ, or None;
     "cuda": a dictionary: "built", whether this build has CUDA kernels; "toolkit", the version that
         it was built with; "architectures", those that it has code for; "driver", the version of
         CUDA that the driver can run, None without a driver; "devices", a list of dictionaries with
-        "name", "compute_capability", "multiprocessors" and "memory" in bytes.)";
+        "name", "compute_capability", "multiprocessors" and "memory" in bytes.
+
+Examples:
+    >>> import rmsnorm
+    >>> rmsnorm.info()["version"] == rmsnorm.__version__
+    True
+    >>> rmsnorm.info()["cpu_isas"][-1]
+    'scalar')";
 
 constexpr const char* set_num_threads = R"(Sets the most threads that a call uses, for the process.
 
@@ -206,11 +264,42 @@ Args:
     n: An integer from 1 to 1024.
 
 Raises:
-    TypeError, ValueError: n is no integer, or outside of that range.)";
+    TypeError, ValueError: n is no integer, or outside of that range.
+
+Examples:
+    >>> import rmsnorm
+    >>> rmsnorm.set_num_threads(1)
+    >>> rmsnorm.get_num_threads()
+    1)";
 
 constexpr const char* get_num_threads = R"(The most threads that a call uses now.
 
 The number given to set_num_threads, else RMSNORM_NUM_THREADS, else OpenMP's (OMP_NUM_THREADS,
-threadpoolctl); 1 in a forked child and in a build without OpenMP.)";
+threadpoolctl); 1 in a forked child and in a build without OpenMP.
+
+Examples:
+    >>> import rmsnorm
+    >>> rmsnorm.get_num_threads() >= 1
+    True)";
+
+constexpr const char* exported_array =
+    R"(A result for an array of a library that does not make arrays of DLPack.
+
+Made by the functions of this package alone, where x is an array with ``__dlpack__`` whose library has
+no ``from_dlpack`` known to them. Every ``from_dlpack`` takes it, without a copy and as often as
+wanted (NumPy, torch, CuPy, JAX, ...), and so do the functions of this package.
+
+Examples:
+    >>> import numpy as np
+    >>> import rmsnorm
+    >>> class Producer:
+    ...     def __init__(self, array):
+    ...         self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+    >>> y = rmsnorm.rms_norm(Producer(np.array([[1, 7]], np.float32)), eps=0.0)
+    >>> y
+    rmsnorm.ExportedArray(shape=(1, 2), dtype=float32, device=(1, 0))
+    >>> np.from_dlpack(y)
+    array([[0.2, 1.4]], dtype=float32)
+)";
 
 }  // namespace rmsnorm::python::doc

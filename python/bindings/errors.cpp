@@ -123,18 +123,6 @@ std::string expected_shape_text(Argument argument, const Call& call) {
   }
 }
 
-[[noreturn]] void raise_isa() {
-  std::string runnable;
-  for (const cpu::Isa isa : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::neon}) {
-    if (!cpu::available(isa)) continue;
-    if (!runnable.empty()) runnable += ", ";
-    runnable += cpu::name(isa);
-  }
-  const char* wanted = std::getenv("RMSNORM_ISA");
-  raise(PyExc_RuntimeError, "RMSNORM_ISA: '%s' cannot run here; expected one of: %s",
-        wanted == nullptr ? "" : wanted, runnable.c_str());
-}
-
 // The first argument on CUDA, of a call that has one.
 Argument argument_on_cuda(const Call& call) {
   for (const Argument argument : call.array_arguments()) {
@@ -195,6 +183,21 @@ void raise_unsupported_dtype(const std::string& dtype, const char* name) {
   raise(PyExc_TypeError,
         "%s: expected dtype float16, bfloat16, float32 or float64 in native byte order, got %s",
         name, dtype.c_str());
+}
+
+std::string isa_error_text() {
+  std::string runnable;
+  for (const cpu::Isa isa : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::neon}) {
+    if (!cpu::available(isa)) continue;
+    if (!runnable.empty()) runnable += ", ";
+    runnable += cpu::name(isa);
+  }
+  const char* wanted = std::getenv("RMSNORM_ISA");
+  cpu::Isa isa;
+  const bool known = wanted != nullptr && cpu::find_isa(wanted, &isa);
+  return "RMSNORM_ISA: " + environment_text("RMSNORM_ISA") +
+         (known ? " cannot run here" : " is the name of no instruction set") +
+         "; expected one of: " + runnable;
 }
 
 void raise_device(const Call& call) {
@@ -260,7 +263,7 @@ void raise_status(const Status& status, const Call& call) {
             name, overlapped_text(argument, call).c_str(),
             call.gradients == nullptr ? "out and residual_out exactly x or residual"
                                       : "dx_out exactly dy, x, residual or d_residual");
-    case Code::isa_unavailable: raise_isa();
+    case Code::isa_unavailable: raise(PyExc_RuntimeError, "%s", isa_error_text().c_str());
     case Code::cuda_error: raise_cuda(status, call);
     default: break;
   }

@@ -41,5 +41,7 @@ const char* cuda_text(int error);
 
 // As users know it: "cuda:1".
 std::string device_text(const dlpack::Device& device);
+// Why RMSNORM_ISA cannot be followed. Takes no GIL.
+std::string isa_error_text();
 
 }  // namespace rmsnorm::python

@@ -4,24 +4,29 @@
 #include <cstdlib>
 #include <cuda_devices.hpp>
 #include <rmsnorm/rmsnorm.hpp>
+#include <utility>
 
 #include "docstrings.hpp"
 #include "errors.hpp"
+#include "exported_array.hpp"
+#include "function.hpp"
 #include "operations.hpp"
 #include "options.hpp"
-#include "results.hpp"
 #include "threads.hpp"
 #include "xla_handlers.hpp"
 
 namespace nb = nanobind;
-using namespace nb::literals;
 
 namespace rmsnorm::python {
 namespace {
 
 nb::object environment(const char* variable) {
   const char* value = std::getenv(variable);
-  return value == nullptr ? nb::none() : nb::object(nb::str(value));
+  if (value == nullptr) return nb::none();
+  // As os.environ has it: bytes that are not of the file system's encoding become surrogates.
+  PyObject* text = PyUnicode_DecodeFSDefault(value);
+  if (text == nullptr) throw nb::python_error();
+  return nb::steal(text);
 }
 
 // CUDA's version numbers are 1000 major + 10 minor.
@@ -55,7 +60,7 @@ nb::dict cuda_info() {
   return info;
 }
 
-nb::dict info() {
+nb::object info() {
   nb::list runnable;
   for (const cpu::Isa isa : {cpu::Isa::avx512, cpu::Isa::avx2, cpu::Isa::neon, cpu::Isa::scalar})
     if (cpu::available(isa)) runnable.append(cpu::name(isa));
@@ -71,90 +76,75 @@ nb::dict info() {
   result["openmp"] = has_openmp();
   result["environment"] = variables;
   result["cuda"] = cuda_info();
-  return result;
+  return std::move(result);
 }
 
-void set_num_threads(nb::handle n) {
+nb::object get_num_threads() { return nb::int_(thread_limit()); }
+
+nb::object set_num_threads(nb::handle n) {
   const std::int32_t threads = read_integer(n, "n");
   if (threads < 1 || threads > max_threads)
     raise(PyExc_ValueError, "n: expected an integer from 1 to %d, got %d", max_threads,
           static_cast<int>(threads));
   set_thread_limit(threads);
+  return nb::none();
 }
 
-// Arguments accept None, so that one given in the wrong place is refused by name like any other
-// value and not by a list of signatures.
+void define_norms(nb::module_& m) {
+  const nb::object none = nb::none();
+  const Parameter x = {"x", "Array"}, residual = {"residual", "Array"}, dy = {"dy", "Array"},
+                  given_mean_square = {"mean_square", "Array"};
+  const Parameter weight = {"weight", "Array | None", none}, bias = {"bias", "Array | None", none},
+                  rstd = {"rstd", "Array | None", none}, out = {"out", "Array | None", none},
+                  residual_out = {"residual_out", "Array | None", none},
+                  summed_residual = {"residual", "Array | None", none},
+                  optional_mean_square = {"mean_square", "Array | None", none},
+                  d_residual = {"d_residual", "Array | None", none},
+                  dx_out = {"dx_out", "Array | None", none},
+                  dweight_out = {"dweight_out", "Array | None", none},
+                  dbias_out = {"dbias_out", "Array | None", none};
+  const Parameter eps = {"eps", "float", nb::float_(1e-6)}, axis = {"axis", "int", nb::int_(-1)},
+                  weight_offset = {"weight_offset", "float", nb::float_(0.0)},
+                  rounding = {"rounding", "Rounding", nb::str("once")},
+                  partial = {"partial", "float", nb::float_(1.0)},
+                  round_residual = {"round_residual", "bool", nb::bool_(true)},
+                  out_dtype = {"out_dtype", "DTypeLike | None", none},
+                  return_rstd = {"return_rstd", "bool", nb::bool_(false)},
+                  has_bias = {"has_bias", "bool", nb::bool_(false)},
+                  needs_dweight = {"needs_dweight", "bool", nb::bool_(true)},
+                  stream = {"stream", "Stream | None", none};
+
+  define_function<&rms_norm>(m, {"rms_norm", doc::rms_norm, "Array | tuple[Array, Array]"}, 3, x,
+                             weight, bias, eps, axis, weight_offset, rounding, partial, out,
+                             out_dtype, return_rstd, stream);
+  define_function<&add_rms_norm>(
+      m, {"add_rms_norm", doc::add_rms_norm, "tuple[Array, Array] | tuple[Array, Array, Array]"}, 4,
+      x, residual, weight, bias, eps, axis, weight_offset, rounding, round_residual, out,
+      residual_out, return_rstd, stream);
+  define_function<&rms_norm_backward>(m,
+                                      {"rms_norm_backward", doc::rms_norm_backward,
+                                       "tuple[Array, Array | None, Array | None] | tuple[Array, "
+                                       "Array | None, Array | None, Array]"},
+                                      4, dy, x, weight, rstd, eps, axis, weight_offset, rounding,
+                                      partial, summed_residual, optional_mean_square, d_residual,
+                                      has_bias, needs_dweight, dx_out, dweight_out, dbias_out,
+                                      stream);
+  define_function<&mean_square>(m, {"mean_square", doc::mean_square, "Array"}, 1, x, out, stream);
+  define_function<&rms_norm_apply>(m, {"rms_norm_apply", doc::rms_norm_apply, "Array"}, 4, x,
+                                   given_mean_square, weight, bias, eps, axis, weight_offset,
+                                   rounding, out, out_dtype, stream);
+}
+
 void define(nb::module_& m) {
   m.doc() = doc::module;
   m.attr("__version__") = RMSNORM_VERSION;
-
-  m.def("rms_norm", &rms_norm, "x"_a.none(), "weight"_a.none() = nb::none(),
-        "bias"_a.none() = nb::none(), nb::kw_only(), "eps"_a.none() = 1e-6, "axis"_a.none() = -1,
-        "weight_offset"_a.none() = 0.0, "rounding"_a.none() = "once", "partial"_a.none() = 1.0,
-        "out"_a.none() = nb::none(), "out_dtype"_a.none() = nb::none(),
-        "return_rstd"_a.none() = false, "stream"_a.none() = nb::none(), doc::rms_norm,
-        nb::sig("def rms_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, "
-                "eps: float = 1e-6, axis: int = -1, weight_offset: float = 0.0, "
-                "rounding: Rounding = \"once\", partial: float = 1.0, out: Array | None = None, "
-                "out_dtype: DTypeLike | None = None, return_rstd: bool = False, "
-                "stream: Stream | None = None) -> Array | tuple[Array, Array]"));
-
-  m.def("add_rms_norm", &add_rms_norm, "x"_a.none(), "residual"_a.none(),
-        "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
-        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
-        "rounding"_a.none() = "once", "round_residual"_a.none() = true, "out"_a.none() = nb::none(),
-        "residual_out"_a.none() = nb::none(), "return_rstd"_a.none() = false,
-        "stream"_a.none() = nb::none(), doc::add_rms_norm,
-        nb::sig("def add_rms_norm(x: Array, residual: Array, weight: Array | None = None, "
-                "bias: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
-                "weight_offset: float = 0.0, rounding: Rounding = \"once\", "
-                "round_residual: bool = True, "
-                "out: Array | None = None, residual_out: Array | None = None, "
-                "return_rstd: bool = False, stream: Stream | None = None) "
-                "-> tuple[Array, Array] | tuple[Array, Array, Array]"));
-
-  m.def("rms_norm_backward", &rms_norm_backward, "dy"_a.none(), "x"_a.none(),
-        "weight"_a.none() = nb::none(), "rstd"_a.none() = nb::none(), nb::kw_only(),
-        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
-        "rounding"_a.none() = "once", "partial"_a.none() = 1.0, "residual"_a.none() = nb::none(),
-        "mean_square"_a.none() = nb::none(), "d_residual"_a.none() = nb::none(),
-        "has_bias"_a.none() = false, "needs_dweight"_a.none() = true,
-        "dx_out"_a.none() = nb::none(), "dweight_out"_a.none() = nb::none(),
-        "dbias_out"_a.none() = nb::none(), "stream"_a.none() = nb::none(), doc::rms_norm_backward,
-        nb::sig("def rms_norm_backward(dy: Array, x: Array, weight: Array | None = None, "
-                "rstd: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
-                "weight_offset: float = 0.0, rounding: Rounding = \"once\", partial: float = 1.0, "
-                "residual: Array | None = None, mean_square: Array | None = None, "
-                "d_residual: Array | None = None, has_bias: bool = False, "
-                "needs_dweight: bool = True, dx_out: Array | None = None, "
-                "dweight_out: Array | None = None, dbias_out: Array | None = None, "
-                "stream: Stream | None = None) "
-                "-> tuple[Array, Array | None, Array | None] "
-                "| tuple[Array, Array | None, Array | None, Array]"));
-
-  m.def("mean_square", &mean_square, "x"_a.none(), nb::kw_only(), "out"_a.none() = nb::none(),
-        "stream"_a.none() = nb::none(), doc::mean_square,
-        nb::sig("def mean_square(x: Array, *, out: Array | None = None, "
-                "stream: Stream | None = None) -> Array"));
-
-  m.def("rms_norm_apply", &rms_norm_apply, "x"_a.none(), "mean_square"_a.none(),
-        "weight"_a.none() = nb::none(), "bias"_a.none() = nb::none(), nb::kw_only(),
-        "eps"_a.none() = 1e-6, "axis"_a.none() = -1, "weight_offset"_a.none() = 0.0,
-        "rounding"_a.none() = "once", "out"_a.none() = nb::none(),
-        "out_dtype"_a.none() = nb::none(), "stream"_a.none() = nb::none(), doc::rms_norm_apply,
-        nb::sig("def rms_norm_apply(x: Array, mean_square: Array, weight: Array | None = None, "
-                "bias: Array | None = None, *, eps: float = 1e-6, axis: int = -1, "
-                "weight_offset: float = 0.0, rounding: Rounding = \"once\", "
-                "out: Array | None = None, out_dtype: DTypeLike | None = None, "
-                "stream: Stream | None = None) -> Array"));
-
-  define_device_export(m);
+  define_norms(m);
+  define_exported_array(m);
   xla::define_handlers(m);
-  m.def("info", &info, doc::info, nb::sig("def info() -> dict[str, Any]"));
-  m.def("set_num_threads", &set_num_threads, "n"_a.none(), doc::set_num_threads,
-        nb::sig("def set_num_threads(n: int) -> None"));
-  m.def("get_num_threads", &thread_limit, doc::get_num_threads,
-        nb::sig("def get_num_threads() -> int"));
+  define_function<&info>(m, {"info", doc::info, "dict[str, Any]"}, 0);
+  define_function<&set_num_threads>(m, {"set_num_threads", doc::set_num_threads, "None"}, 1,
+                                    Parameter{"n", "int"});
+  define_function<&get_num_threads>(m, {"get_num_threads", doc::get_num_threads, "int"}, 0);
 }
 
 }  // namespace
@@ -164,7 +154,7 @@ NB_MODULE(_core, m) {
   rmsnorm::python::define(m);
   if (!rmsnorm::python::initialize_threads() &&
       PyErr_WarnFormat(PyExc_RuntimeWarning, 1,
-                       "RMSNORM_NUM_THREADS: expected an integer from 1 to 1024, got '%s'; ignored",
-                       std::getenv("RMSNORM_NUM_THREADS")) != 0)
+                       "RMSNORM_NUM_THREADS: expected an integer from 1 to 1024, got %s; ignored",
+                       rmsnorm::python::environment_text("RMSNORM_NUM_THREADS").c_str()) != 0)
     throw nb::python_error();
 }

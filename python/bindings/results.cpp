@@ -1,7 +1,5 @@
 #include "results.hpp"
 
-#include <nanobind/ndarray.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cuda_devices.hpp>
@@ -11,8 +9,9 @@
 
 #include "call.hpp"
 #include "errors.hpp"
-#include "foreign.hpp"
+#include "exported_array.hpp"
 #include "frameworks.hpp"
+#include "options.hpp"
 
 namespace rmsnorm::python {
 namespace {
@@ -127,9 +126,22 @@ std::int64_t bytes_of(const ArrayView& view) {
   return bytes;
 }
 
+// The number by which DLPack tells the CPUs of JAX apart, of which it may have several: that of the
+// array's. JAX exports each of them as 0 and takes each by its own.
+std::int32_t jax_cpu(nb::handle array) {
+  try {
+    const nb::object devices = array.attr("devices")();
+    const nb::object device = nb::module_::import_("builtins").attr("next")(nb::iter(devices));
+    if (!nb::cast<bool>(device.attr("platform").equal(nb::str("cpu")))) return 0;
+    return read_integer(device.attr("local_hardware_id"), "x");
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_TypeError, "x: its devices() failed");
+  }
+}
+
 // Fills `view` with memory of ours, to be handed over when it has been written.
-void allocate_here(DType dtype, const Placement& placement, const std::int64_t* sizes, int rank,
-                   ArrayView& view) {
+void allocate_here(const ArrayView& like, DType dtype, const Placement& placement,
+                   const std::int64_t* sizes, int rank, ArrayView& view) {
   std::copy_n(sizes, rank, view.sizes);
   view.rank = rank;
   view.dtype = dtype;
@@ -139,50 +151,9 @@ void allocate_here(DType dtype, const Placement& placement, const std::int64_t* 
     view.device = {dlpack::cuda, placement.device};
     view.owner = device_memory(bytes, placement, &view.data);
   } else {
-    view.device = {dlpack::cpu, 0};
+    view.device = {dlpack::cpu, like.framework == Framework::jax ? jax_cpu(like.source) : 0};
     view.owner = host_memory(bytes, &view.data);
   }
-}
-
-// What a consumer's from_dlpack is given for memory on CUDA: it asks for its own stream to wait for
-// the one that the result is being written on.
-class DeviceExport {
- public:
-  DeviceExport(nb::object array, const Placement& placement)
-      : array_(std::move(array)), placement_(placement) {}
-
-  nb::object export_to(nb::handle stream, const nb::kwargs& keywords) const {
-    // DLPack's numbers: 1 and 2 are default streams by those handles as well; -1 wants no order.
-    const long long consumer = stream.is_none() ? 1 : nb::cast<long long>(stream);
-    if (consumer != -1) {
-      const int error =
-          cuda::make_stream_wait(reinterpret_cast<void*>(consumer),
-                                 reinterpret_cast<void*>(placement_.stream), placement_.device);
-      if (error != 0)
-        raise(PyExc_RuntimeError, "result: ordering two streams of cuda:%d failed: %s",
-              placement_.device, cuda_text(error));
-    }
-    return array_.attr("__dlpack__")(**keywords);
-  }
-  nb::tuple device() const {
-    return nb::make_tuple(static_cast<int>(dlpack::cuda), placement_.device);
-  }
-
- private:
-  nb::object array_;
-  Placement placement_;
-};
-
-nb::object exported(const ArrayView& view, const Placement& placement) {
-  std::size_t sizes[max_dimensions];
-  for (int d = 0; d < view.rank; ++d) sizes[d] = static_cast<std::size_t>(view.sizes[d]);
-  const nb::dlpack::dtype dtype = {
-      static_cast<std::uint8_t>(view.dtype == DType::bf16 ? dlpack::bfloat : dlpack::floating),
-      static_cast<std::uint8_t>(8 * size_in_bytes(view.dtype)), 1};
-  nb::object array = nb::cast(
-      nb::ndarray<nb::array_api>(view.data, static_cast<std::size_t>(view.rank), sizes, view.owner,
-                                 view.strides, dtype, view.device.type, view.device.id));
-  return placement.on_cuda ? nb::cast(DeviceExport(std::move(array), placement)) : array;
 }
 
 // Without its x64 mode JAX turns a float64 array into a float32 one as it takes it over.
@@ -192,25 +163,6 @@ void require_jax_dtype(DType dtype) {
         PyExc_ValueError,
         "x: the result or its rstd is a float64 JAX array, which takes jax_enable_x64; enable it, "
         "or pass no float64 array and no out_dtype of float64");
-}
-
-// Invalid for objects that have none.
-nb::object namespace_of(nb::handle array) {
-  try {
-    const nb::object get = find_attribute(array, "__array_namespace__");
-    return get.is_valid() ? get() : get;
-  } catch (nb::python_error& error) {
-    raise_from(error, PyExc_TypeError, "x: its __array_namespace__ failed");
-  }
-}
-
-nb::object array_namespace(const ArrayView& like) {
-  const nb::object space = namespace_of(like.source);
-  if (!space.is_valid() || !find_attribute(space, "from_dlpack").is_valid())
-    raise(PyExc_TypeError,
-          "x: %s has no __array_namespace__ with from_dlpack to make the result with; give out=",
-          type_text(like.source).c_str());
-  return space;
 }
 
 }  // namespace
@@ -239,19 +191,19 @@ void Output::allocate(const Placement& placement, DType dtype, const std::int64_
     case Framework::numpy: adopt(new_numpy(dtype, sizes, rank)); break;
     case Framework::torch: adopt(new_torch(like, dtype, sizes, rank)); break;
     case Framework::cupy: adopt(new_cupy(like, dtype, sizes, rank)); break;
-    case Framework::jax: require_jax_dtype(dtype); break;
-    case Framework::other: array_namespace(like); break;
+    case Framework::jax:
+      require_jax_dtype(dtype);
+      importer_ = nb::borrow(jax()->from_dlpack);
+      break;
+    case Framework::other: importer_ = importer_of(like.source); break;
   }
-  if (!array_.is_valid()) allocate_here(dtype, placement, sizes, rank, view_);
+  if (!array_.is_valid()) allocate_here(like, dtype, placement, sizes, rank, view_);
   require_unmoved(call_);
 }
 
 nb::object Output::take() {
   if (array_.is_valid()) return std::move(array_);
-  nb::object from_dlpack = call_.x.framework == Framework::jax
-                               ? nb::borrow(jax()->from_dlpack)
-                               : array_namespace(call_.x).attr("from_dlpack");
-  return from_dlpack(exported(view_, placement_));
+  return imported_array(importer_, export_array(view_, placement_));
 }
 
 PyObject* Output::written_tensor() const {
@@ -269,13 +221,6 @@ void count_writes(std::initializer_list<const Output*> outputs) {
       PyTuple_SetItem(tensors.ptr(), count++, Py_NewRef(tensor));
   PyObject* arguments[] = {tensors.ptr()};
   checked(PyObject_Vectorcall(torch()->increment_version, arguments, 1, nullptr));
-}
-
-void define_device_export(nb::module_& m) {
-  nb::class_<DeviceExport>(m, "_DeviceExport")
-      .def("__dlpack__", &DeviceExport::export_to, nb::kw_only(),
-           nb::arg("stream").none() = nb::none(), nb::arg("keywords"))
-      .def("__dlpack_device__", &DeviceExport::device);
 }
 
 }  // namespace rmsnorm::python

@@ -12,8 +12,9 @@
 
 namespace rmsnorm::python {
 
-// An output of a call: either the caller's array or a new one like x. Writing goes through `view`; the
-// Python object is complete only after take(), since JAX arrays must not change once they exist.
+// An output of a call: either the caller's array or a new one like x. Writing goes through `view`;
+// the Python object is complete only after take(), since JAX arrays must not change once they
+// exist.
 class Output {
  public:
   // `view` is where the call, or its scratch memory, has the output.
@@ -23,8 +24,8 @@ class Output {
   void accept(nb::handle out, const char* name);
   bool accepted() const { return array_.is_valid(); }
 
-  // Allocates an array like x, of this dtype and these sizes, compact in row-major order. The arrays
-  // of the call, whose memory has been read, must not have moved meanwhile.
+  // Allocates an array like x, of this dtype and these sizes, compact in row-major order. The
+  // arrays of the call, whose memory has been read, must not have moved meanwhile.
   void allocate(const Placement& placement, DType dtype, const std::int64_t* sizes, int rank);
 
   nb::object take();
@@ -39,6 +40,8 @@ class Output {
   ArrayView& view_;
   nb::object array_;
   bool allocated_ = false;
+  // Makes an array of the kind of x out of memory of ours; None: an ExportedArray is the result.
+  nb::object importer_;
   Placement placement_;
 };
 
@@ -46,8 +49,5 @@ class Output {
 // finds by a tensor's version that a value saved for the backward pass was overwritten, and raises
 // instead of returning a wrong gradient.
 void count_writes(std::initializer_list<const Output*> outputs);
-
-// Defines the type by which arrays of our own memory on CUDA are handed over.
-void define_device_export(nb::module_& m);
 
 }  // namespace rmsnorm::python

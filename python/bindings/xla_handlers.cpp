@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "call.hpp"
+#include "errors.hpp"
 #include "parameters.hpp"
 #include "steps.hpp"
 #include "xla_ffi.hpp"
@@ -272,8 +273,7 @@ template <class Platform>
 void check_status(const Status& status) {
   if (status.ok()) return;
   if (status.code == Code::isa_unavailable)
-    throw Refusal{ErrorCode::failed_precondition,
-                  "RMSNORM_ISA: names an instruction set that cannot run here"};
+    throw Refusal{ErrorCode::failed_precondition, isa_error_text()};
   throw Refusal{ErrorCode::invalid_argument,
                 std::string(rmsnorm::name(status.argument)) + ": " + Platform::error_text(status)};
 }

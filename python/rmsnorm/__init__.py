@@ -6,6 +6,7 @@ variant for the options of a model. rmsnorm.torch has torch operators and a modu
 """
 
 from ._core import (
+    ExportedArray,
     __version__,
     add_rms_norm,
     get_num_threads,
@@ -19,6 +20,7 @@ from ._core import (
 from .variants import variant
 
 __all__ = [
+    "ExportedArray",
     "__version__",
     "add_rms_norm",
     "get_num_threads",

@@ -36,7 +36,7 @@ def print_versions() -> None:
     print(f"  machine       {platform.system()} {platform.machine()}")
     isa = info["cpu_isa"]
     if isa is None:
-        isa = f"none: RMSNORM_ISA={info['environment']['RMSNORM_ISA']} cannot run here"
+        isa = f"none: RMSNORM_ISA={info['environment']['RMSNORM_ISA']!a} cannot run here"
     print(f"  ISA in use    {isa}")
     print(f"  ISAs here     {', '.join(info['cpu_isas'])}")
     openmp = "" if info["openmp"] else " (built without OpenMP)"

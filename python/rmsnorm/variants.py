@@ -111,6 +111,11 @@ def variant(name: str) -> Options:
         TypeError: name is not a string.
         ValueError: The name is not known, or its norm cannot be had by the options of rms_norm; the
             message lists similar names that can.
+
+    Examples:
+        >>> import rmsnorm
+        >>> rmsnorm.variant("gemma2")
+        {'rounding': 'once', 'weight_offset': 1.0}
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a string, got {type(name).__name__}")

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <initializer_list>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -37,6 +36,29 @@ constexpr const char* name(Isa isa) {
     case Isa::neon: return "neon";
   }
   return "unknown";
+}
+
+namespace detail {
+
+// ASCII alone, whatever the locale.
+constexpr char lower_case(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
+
+inline bool equals_in_any_case(const char* text, const char* lower) {
+  while (*text != '\0' && lower_case(*text) == *lower) ++text, ++lower;
+  return *text == *lower;
+}
+
+}  // namespace detail
+
+// Finds an ISA by its name, in any case: "avx2", "AVX2". False where no ISA has that name; `isa` is
+// left alone then.
+inline bool find_isa(const char* text, Isa* isa) {
+  for (int i = 0; i < isa_count; ++i) {
+    if (!detail::equals_in_any_case(text, name(static_cast<Isa>(i)))) continue;
+    *isa = static_cast<Isa>(i);
+    return true;
+  }
+  return false;
 }
 
 namespace detail {
@@ -120,7 +142,7 @@ inline bool available(Isa isa) {
 
 struct IsaChoice {
   Isa isa;
-  bool ok;  // false: RMSNORM_ISA names something that is unknown or unavailable
+  bool ok;  // false: RMSNORM_ISA is no name of an ISA, or that of one that is not available
 };
 
 namespace detail {
@@ -128,11 +150,9 @@ namespace detail {
 inline IsaChoice choose_isa() {
   const char* wanted = std::getenv("RMSNORM_ISA");
   if (wanted != nullptr && wanted[0] != '\0') {
-    for (int i = 0; i < isa_count; ++i) {
-      const Isa isa = static_cast<Isa>(i);
-      if (std::strcmp(wanted, name(isa)) == 0 && available(isa)) return {isa, true};
-    }
-    return {Isa::scalar, false};
+    Isa isa = Isa::scalar;
+    const bool ok = find_isa(wanted, &isa) && available(isa);
+    return {ok ? isa : Isa::scalar, ok};
   }
   for (const Isa isa : {Isa::neon, Isa::avx512, Isa::avx2}) {
     if (available(isa)) return {isa, true};
@@ -142,8 +162,8 @@ inline IsaChoice choose_isa() {
 
 }  // namespace detail
 
-// The ISA that calls without an explicit one use: the environment variable RMSNORM_ISA (a name of
-// the above) as it stood at the first call, else the widest one available.
+// The ISA that calls without an explicit one use: the environment variable RMSNORM_ISA (a name that
+// find_isa knows) as it stood at the first call, else the widest one available.
 inline IsaChoice active_isa() {
   static const IsaChoice choice = detail::choose_isa();
   return choice;

@@ -34,10 +34,25 @@ class Options:
     y_dtype: np.dtype[Any]
 
 
+_LONGEST_TEXT = 80
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
+
+
 def _type_text(value: object) -> str:
     kind = type(value)
-    name = kind.__qualname__
-    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+    name = _clipped(kind.__qualname__)
+    return name if kind.__module__ == "builtins" else f"{_clipped(kind.__module__)}.{name}"
+
+
+def _repr_text(value: object) -> str:
+    """For messages: a wrong value may be of any length, and fail as it is shown."""
+    try:
+        return _clipped(repr(value))
+    except Exception:
+        return f"an object of type {_type_text(value)} that cannot be shown"
 
 
 def _require_held(dtype: np.dtype[Any], name: str) -> None:
@@ -106,7 +121,8 @@ def _axis_from_end(value: object, x: jax.Array) -> int:
         raise TypeError(f"axis: expected an integer, got {_type_text(value)}") from error
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
-            f"axis: expected {-x.ndim} <= axis < {x.ndim} for x of shape {x.shape}, got {axis}"
+            f"axis: expected {-x.ndim} <= axis < {x.ndim} for x of shape {x.shape}, "
+            f"got {_repr_text(axis)}"
         )
     return axis if axis < 0 else axis - x.ndim
 
@@ -117,7 +133,7 @@ def _rounding(value: object) -> Rounding:
     for rounding in _ROUNDINGS:
         if value == rounding:
             return rounding  # type: ignore[return-value]
-    raise ValueError(f"rounding: expected 'once', 'before_weight' or 'rstd', got {value!r}")
+    raise ValueError(f"rounding: expected 'once', 'before_weight' or 'rstd', got {_repr_text(value)}")
 
 
 def _flag(value: object, name: str) -> bool:
@@ -130,7 +146,7 @@ def _out_dtype(value: DTypeLike | None, x: jax.Array) -> np.dtype[Any]:
     if value is None:
         return x.dtype
     error = ValueError if isinstance(value, str) else TypeError
-    message = f"out_dtype: expected {_DTYPE_NAMES}, got {value!r}"
+    message = f"out_dtype: expected {_DTYPE_NAMES}, got {_repr_text(value)}"
     try:
         dtype: np.dtype[Any] = jnp.dtype(value)
     except Exception as cause:

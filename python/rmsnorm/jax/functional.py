@@ -66,6 +66,14 @@ def rms_norm(
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value; raised while
             the program is traced.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import rmsnorm.jax
+        >>> norm = jax.jit(lambda x: rmsnorm.jax.rms_norm(x, eps=0.0))
+        >>> norm(jnp.array([[1.0, 7.0]]))
+        Array([[0.2, 1.4]], dtype=float32)
     """
     options = read_options(
         x,
@@ -112,6 +120,17 @@ def add_rms_norm(
 
     Raises:
         TypeError, ValueError: As rms_norm.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import rmsnorm.jax
+        >>> y, residual = rmsnorm.jax.add_rms_norm(
+        ...     jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 4.0]]), eps=0.0
+        ... )
+        >>> y
+        Array([[0.2, 1.4]], dtype=float32)
+        >>> residual
+        Array([[1., 7.]], dtype=float32)
     """
     if residual is None:
         raise TypeError("residual: expected a JAX or NumPy array, got NoneType")

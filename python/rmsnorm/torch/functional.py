@@ -109,6 +109,17 @@ def rms_norm(
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value.
         RuntimeError: The tensors are on a device that this build cannot compute on.
+
+    Examples:
+        >>> import torch
+        >>> import rmsnorm.torch
+        >>> x = torch.tensor([[1.0, 7.0]], requires_grad=True)
+        >>> y = rmsnorm.torch.rms_norm(x, (2,), eps=0.0)
+        >>> y.detach()
+        tensor([[0.2000, 1.4000]])
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([[ 0.1680, -0.0240]])
     """
     if has_torch_function_variadic(input, weight, bias):
         overridden: Tensor = handle_torch_function(
@@ -164,6 +175,13 @@ def add_rms_norm(
 
     Raises:
         TypeError, ValueError, RuntimeError: As rms_norm.
+
+    Examples:
+        >>> import torch
+        >>> import rmsnorm.torch
+        >>> x, residual = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 4.0]])
+        >>> rmsnorm.torch.add_rms_norm(x, residual, (2,), eps=0.0)
+        (tensor([[0.2000, 1.4000]]), tensor([[1., 7.]]))
     """
     if has_torch_function_variadic(input, residual, weight, bias):
         overridden: tuple[Tensor, Tensor] = handle_torch_function(

@@ -70,6 +70,11 @@ def kernel_mapping() -> dict[str, dict[str, InstalledLayer]]:
 
     A module whose forward is none of the known formulas keeps it, with a warning at its first call;
     so does every module under torch.compile, for which replace_rms_norms is the way.
+
+    Examples:
+        >>> import rmsnorm.torch
+        >>> sorted(rmsnorm.torch.kernel_mapping())
+        ['RMSNorm', 'RMSNormZeroCentered']
     """
     devices = {"cpu": InstalledLayer(), "cuda": InstalledLayer()}
     return {"RMSNorm": devices, "RMSNormZeroCentered": devices}

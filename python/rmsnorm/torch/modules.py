@@ -31,6 +31,15 @@ class RMSNorm(Module):
 
     Shape:
         ``(*, *normalized_shape)``, of input and result.
+
+    Examples:
+        >>> import torch
+        >>> import rmsnorm.torch
+        >>> norm = rmsnorm.torch.RMSNorm(2, eps=0.0, weight_offset=1.0)
+        >>> norm
+        RMSNorm((2,), eps=0.0, elementwise_affine=True, weight_offset=1.0)
+        >>> norm(torch.tensor([[1.0, 7.0]])).detach()
+        tensor([[0.2000, 1.4000]])
     """
 
     normalized_shape: tuple[int, ...]

@@ -265,6 +265,15 @@ def replace_rms_norms(model: Module) -> Report:
 
     Raises:
         TypeError: model is not a torch.nn.Module.
+
+    Examples:
+        >>> import torch
+        >>> import rmsnorm.torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.RMSNorm(8))
+        >>> with rmsnorm.torch.replace_rms_norms(model) as report:
+        ...     y = model(torch.ones(2, 8))
+        >>> len(report.replaced), len(report.left)
+        (1, 0)
     """
     if not isinstance(model, Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

@@ -1,0 +1,148 @@
+#include "exported_array.hpp"
+
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <cuda_devices.hpp>
+#include <string>
+#include <utility>
+
+#include "docstrings.hpp"
+#include "errors.hpp"
+#include "foreign.hpp"
+
+namespace rmsnorm::python {
+namespace {
+
+class ExportedArray {
+ public:
+  ExportedArray(const ArrayView& view, const Placement& placement)
+      : dtype_(view.dtype), placement_(placement) {
+    std::size_t sizes[max_dimensions];
+    nb::list shape;
+    for (int d = 0; d < view.rank; ++d) {
+      sizes[d] = static_cast<std::size_t>(view.sizes[d]);
+      shape.append(view.sizes[d]);
+    }
+    shape_ = nb::tuple(shape);
+    const nb::dlpack::dtype dtype = {
+        static_cast<std::uint8_t>(view.dtype == DType::bf16 ? dlpack::bfloat : dlpack::floating),
+        static_cast<std::uint8_t>(8 * size_in_bytes(view.dtype)), 1};
+    array_ = nb::cast(nb::ndarray<nb::array_api>(view.data, static_cast<std::size_t>(view.rank),
+                                                 sizes, view.owner, view.strides, dtype,
+                                                 view.device.type, view.device.id));
+  }
+
+  // On CUDA a consumer asks for its own stream to wait for the one that the result is being written
+  // on.
+  nb::object export_to(nb::handle stream, const nb::kwargs& keywords) const {
+    if (placement_.on_cuda) order(stream);
+    return array_.attr("__dlpack__")(**keywords);
+  }
+
+  nb::object device() const { return array_.attr("__dlpack_device__")(); }
+  nb::object shape() const { return shape_; }
+  const char* dtype() const { return name(dtype_); }
+
+  nb::object repr() const {
+    return nb::str("rmsnorm.ExportedArray(shape={}, dtype={}, device={})")
+        .attr("format")(shape_, dtype(), device());
+  }
+
+ private:
+  void order(nb::handle stream) const {
+    // DLPack's numbers: 1 and 2 are default streams by those handles as well; -1 wants no order.
+    const long long consumer = stream.is_none() ? 1 : nb::cast<long long>(stream);
+    if (consumer == -1) return;
+    const int error =
+        cuda::make_stream_wait(reinterpret_cast<void*>(consumer),
+                               reinterpret_cast<void*>(placement_.stream), placement_.device);
+    if (error != 0)
+      raise(PyExc_RuntimeError, "result: ordering two streams of cuda:%d failed: %s",
+            placement_.device, cuda_text(error));
+  }
+
+  nb::object array_;
+  nb::object shape_;
+  DType dtype_;
+  Placement placement_;
+};
+
+// What an object has by the name from_dlpack, where that can be called; else null.
+nb::object from_dlpack_of(nb::handle object) {
+  nb::object found = find_attribute(object, "from_dlpack");
+  return found.is_valid() && PyCallable_Check(found.ptr()) != 0 ? found : nb::object();
+}
+
+std::string top_package(const std::string& module) { return module.substr(0, module.find('.')); }
+
+// The module that defines the type, and the packages around it. A function that one of them has
+// from elsewhere makes other arrays.
+nb::object from_dlpack_of_package(nb::handle type) {
+  const nb::object defining = string_attribute(type, "__module__");
+  const nb::object modules = nb::module_::import_("sys").attr("modules");
+  std::string module = defining.is_none() ? "" : str_text(defining);
+  while (!module.empty()) {
+    nb::object found = from_dlpack_of(modules.attr("get")(module.c_str()));
+    if (found.is_valid() &&
+        top_package(str_text(string_attribute(found, "__module__"))) == top_package(module))
+      return found;
+    const std::size_t dot = module.rfind('.');
+    module.resize(dot == module.npos ? 0 : dot);
+  }
+  return nb::object();
+}
+
+// Null for objects that have none.
+nb::object from_dlpack_of_namespace(nb::handle source) {
+  try {
+    const nb::object get_namespace = find_attribute(source, "__array_namespace__");
+    return get_namespace.is_valid() ? from_dlpack_of(get_namespace()) : nb::object();
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_TypeError, "x: its __array_namespace__ failed");
+  }
+}
+
+}  // namespace
+
+nb::object export_array(const ArrayView& view, const Placement& placement) {
+  return nb::cast(ExportedArray(view, placement));
+}
+
+nb::object importer_of(nb::handle source) {
+  nb::object in_namespace = from_dlpack_of_namespace(source);
+  if (in_namespace.is_valid()) return in_namespace;
+  const nb::handle type = source.type();
+  nb::object found = from_dlpack_of(type);
+  if (!found.is_valid()) found = from_dlpack_of_package(type);
+  return found.is_valid() ? found : nb::none();
+}
+
+nb::object imported_array(nb::handle importer, nb::object exported) {
+  if (importer.is_none()) return exported;
+  try {
+    return importer(exported);
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  // Those from before the protocol take the capsule.
+  return importer(exported.attr("__dlpack__")());
+}
+
+void define_exported_array(nb::module_& m) {
+  nb::class_<ExportedArray>(m, "ExportedArray", doc::exported_array)
+      .def("__dlpack__", &ExportedArray::export_to, nb::kw_only(),
+           nb::arg("stream").none() = nb::none(), nb::arg("keywords"),
+           nb::sig("def __dlpack__(self, *, stream: Any = None, **keywords: Any) -> Any"),
+           "A DLPack capsule of the memory, of the version that max_version asks for.")
+      .def("__dlpack_device__", &ExportedArray::device,
+           nb::sig("def __dlpack_device__(self) -> tuple[int, int]"),
+           "DLPack's device type and number.")
+      .def_prop_ro("shape", &ExportedArray::shape, nb::sig("def shape(self) -> tuple[int, ...]"),
+                   "The sizes of the dimensions.")
+      .def_prop_ro("dtype", &ExportedArray::dtype, nb::sig("def dtype(self) -> str"),
+                   "\"float16\", \"bfloat16\", \"float32\" or \"float64\".")
+      .def("__repr__", &ExportedArray::repr, nb::sig("def __repr__(self) -> str"));
+}
+
+}  // namespace rmsnorm::python

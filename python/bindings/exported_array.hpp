@@ -1,0 +1,25 @@
+// Memory of ours as a DLPack producer: what from_dlpack of other libraries is given, and the result
+// itself where x's library has none.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "array_view.hpp"
+#include "placement.hpp"
+
+namespace rmsnorm::python {
+
+// An ExportedArray of the view's memory, which it keeps alive by view.owner.
+nb::object export_array(const ArrayView& view, const Placement& placement);
+
+// The from_dlpack with which a producer's library makes arrays like it: that of its array
+// namespace, of its type, or of the package that defines the type. None where there is none of
+// them.
+nb::object importer_of(nb::handle source);
+
+// What that makes of an ExportedArray; the ExportedArray itself where importer is None.
+nb::object imported_array(nb::handle importer, nb::object exported);
+
+void define_exported_array(nb::module_& m);
+
+}  // namespace rmsnorm::python
