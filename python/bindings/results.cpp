@@ -90,26 +90,58 @@ nb::object host_memory(std::int64_t bytes, void** data) {
   return nb::capsule(*data, [](void* p) noexcept { ::operator delete(p, xla_alignment); });
 }
 
-struct DeviceMemory {
-  void* data;
-  int device;
+// Memory of ours on a device, which a consumer keeps for as long as it likes.
+//
+// The stream that the result is written on is the caller's, and known to exist only until the call
+// returns. What comes later therefore goes by an event: the streams of consumers wait for it before
+// they read, and the memory is freed behind it.
+//
+// DLPack's deleter says nothing of streams: a consumer that calls it has finished with the memory,
+// and what it still has on streams of its own is for it to wait for. It could not be waited for
+// here, since those streams, too, may be gone by then. Freeing goes to the default stream, which
+// waits for all streams that are not created as non-blocking ones.
+class DeviceMemory {
+ public:
+  DeviceMemory(std::int64_t bytes, const Placement& placement)
+      : placement_(placement), data_(allocate_on_device(placement, bytes, "result")) {}
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  ~DeviceMemory() {
+    if (written_ != nullptr)
+      cuda::memory_free_behind(data_, written_, placement_.device);
+    else  // the call failed, and its stream is still there
+      cuda::memory_free_async(data_, reinterpret_cast<void*>(placement_.stream), placement_.device);
+  }
+
+  void* data() const { return data_; }
+  int device() const { return placement_.device; }
+
+  // All work on the memory has been put on the stream.
+  void written() {
+    require(cuda::record_event(&written_, reinterpret_cast<void*>(placement_.stream),
+                               placement_.device));
+  }
+  void make_wait(std::uintptr_t stream) const {
+    require(cuda::make_stream_wait(reinterpret_cast<void*>(stream), written_, placement_.device));
+  }
+
+ private:
+  void require(int error) const {
+    if (error != 0)
+      raise(PyExc_RuntimeError, "result: ordering streams of cuda:%d failed: %s", placement_.device,
+            cuda_text(error));
+  }
+
+  Placement placement_;
+  void* data_;
+  void* written_ = nullptr;  // a cudaEvent_t
 };
 
-// In the stream's order. It is given back in the order of the default stream: the caller's may be
-// gone by then.
 nb::object device_memory(std::int64_t bytes, const Placement& placement, void** data) {
-  auto memory = std::make_unique<DeviceMemory>(DeviceMemory{nullptr, placement.device});
-  const int error =
-      cuda::memory_allocate_async(&memory->data, static_cast<std::size_t>(bytes),
-                                  reinterpret_cast<void*>(placement.stream), placement.device);
-  if (error != 0)
-    raise(PyExc_MemoryError, "result: allocating %lld bytes on cuda:%d failed: %s",
-          static_cast<long long>(bytes), placement.device, cuda_text(error));
-  *data = memory->data;
-  return nb::capsule(memory.release(), [](void* p) noexcept {
-    const std::unique_ptr<DeviceMemory> owned(static_cast<DeviceMemory*>(p));
-    cuda::memory_free_async(owned->data, nullptr, owned->device);
-  });
+  auto memory = std::make_unique<DeviceMemory>(bytes, placement);
+  *data = memory->data();
+  return nb::capsule(memory.release(),
+                     [](void* p) noexcept { delete static_cast<DeviceMemory*>(p); });
 }
 
 // Fills `view` with memory of ours, to be handed over when it has been written.
@@ -134,33 +166,36 @@ void allocate_here(DType dtype, const Placement& placement, const std::int64_t* 
 }
 
 // What a consumer's from_dlpack is given for memory on CUDA: it asks for its own stream to wait for
-// the one that the result is being written on.
+// the result.
 class DeviceExport {
  public:
-  DeviceExport(nb::object array, const Placement& placement)
-      : array_(std::move(array)), placement_(placement) {}
+  // The array keeps the memory alive.
+  DeviceExport(nb::object array, const DeviceMemory& memory)
+      : array_(std::move(array)), memory_(memory) {}
 
   nb::object export_to(nb::handle stream, const nb::kwargs& keywords) const {
     // DLPack's numbers: 1 and 2 are default streams by those handles as well; -1 wants no order.
     const long long consumer = stream.is_none() ? 1 : nb::cast<long long>(stream);
-    if (consumer != -1) {
-      const int error =
-          cuda::make_stream_wait(reinterpret_cast<void*>(consumer),
-                                 reinterpret_cast<void*>(placement_.stream), placement_.device);
-      if (error != 0)
-        raise(PyExc_RuntimeError, "result: ordering two streams of cuda:%d failed: %s",
-              placement_.device, cuda_text(error));
-    }
+    if (consumer < -1)
+      raise(PyExc_ValueError, "stream: expected the number of a CUDA stream, None or -1, got %lld",
+            consumer);
+    if (consumer != -1) memory_.make_wait(static_cast<std::uintptr_t>(consumer));
     return array_.attr("__dlpack__")(**keywords);
   }
   nb::tuple device() const {
-    return nb::make_tuple(static_cast<int>(dlpack::cuda), placement_.device);
+    return nb::make_tuple(static_cast<int>(dlpack::cuda), memory_.device());
   }
 
  private:
   nb::object array_;
-  Placement placement_;
+  const DeviceMemory& memory_;
 };
+
+nb::object exported_from_device(nb::object array, const nb::object& owner) {
+  auto* memory = static_cast<DeviceMemory*>(nb::borrow<nb::capsule>(owner).data());
+  memory->written();
+  return nb::cast(DeviceExport(std::move(array), *memory));
+}
 
 nb::object exported(const ArrayView& view, const Placement& placement) {
   std::size_t sizes[max_dimensions];
@@ -171,7 +206,7 @@ nb::object exported(const ArrayView& view, const Placement& placement) {
   nb::object array = nb::cast(
       nb::ndarray<nb::array_api>(view.data, static_cast<std::size_t>(view.rank), sizes, view.owner,
                                  view.strides, dtype, view.device.type, view.device.id));
-  return placement.on_cuda ? nb::cast(DeviceExport(std::move(array), placement)) : array;
+  return placement.on_cuda ? exported_from_device(std::move(array), view.owner) : array;
 }
 
 // Without its x64 mode JAX turns a float64 array into a float32 one as it takes it over.
