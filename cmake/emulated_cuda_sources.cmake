@@ -3,7 +3,8 @@
 
 set(emulation ${PROJECT_SOURCE_DIR}/tests/cuda/emulation)
 set(sources src/cuda.cu src/cuda_devices.cpp
-  ${emulation}/fibre.cpp ${emulation}/host_interface.cpp ${emulation}/scheduler.cpp)
+  ${emulation}/contexts.cpp ${emulation}/fibre.cpp ${emulation}/host_interface.cpp
+  ${emulation}/scheduler.cpp ${emulation}/stream_order.cpp)
 target_sources(rmsnorm PRIVATE ${sources})
 set_source_files_properties(${sources} PROPERTIES
   LANGUAGE CXX

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <rmsnorm/cuda/device_guard.hpp>
 
 namespace rmsnorm {
 namespace cuda {
@@ -14,25 +15,20 @@ int taken(cudaError_t error) {
   return static_cast<int>(error);
 }
 
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) : error_(cudaGetDevice(&previous_)) {
-    if (error_ != cudaSuccess || device == previous_) return;
-    error_ = cudaSetDevice(device);
-    changed_ = error_ == cudaSuccess;
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  cudaError_t error() const { return error_; }
+static_assert(out_of_memory == cudaErrorMemoryAllocation, "");
+static_assert(insufficient_driver == cudaErrorInsufficientDriver, "");
+static_assert(no_device == cudaErrorNoDevice, "");
+static_assert(invalid_device == cudaErrorInvalidDevice, "");
 
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t error_;
-};
+// Calls work() with the device current.
+template <class Work>
+int on_device(int device, const Work& work) {
+  const detail::DeviceGuard guard(device);
+  return taken(guard.error() == cudaSuccess ? work() : guard.error());
+}
+
+cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t as_event(void* event) { return static_cast<cudaEvent_t>(event); }
 
 }  // namespace
 
@@ -65,32 +61,43 @@ int describe_device(int device, DeviceInfo* info) noexcept {
 int memory_allocate_async(void** memory, std::size_t bytes, void* stream, int device) noexcept {
   *memory = nullptr;
   if (bytes == 0) return 0;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return taken(current.error());
-  return taken(cudaMallocAsync(memory, bytes, static_cast<cudaStream_t>(stream)));
+  return on_device(device, [&] { return cudaMallocAsync(memory, bytes, as_stream(stream)); });
 }
 
 int memory_free_async(void* memory, void* stream, int device) noexcept {
   if (memory == nullptr) return 0;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return taken(current.error());
-  return taken(cudaFreeAsync(memory, static_cast<cudaStream_t>(stream)));
+  return on_device(device, [&] { return cudaFreeAsync(memory, as_stream(stream)); });
 }
 
-int make_stream_wait(void* waiting, void* producing, int device) noexcept {
-  if (waiting == producing) return 0;
-  const CurrentDevice current(device);
-  if (current.error() != cudaSuccess) return taken(current.error());
-  cudaEvent_t event;
-  cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-  if (error != cudaSuccess) return taken(error);
-  error = cudaEventRecord(event, static_cast<cudaStream_t>(producing));
-  if (error == cudaSuccess) {
-    error = cudaStreamWaitEvent(static_cast<cudaStream_t>(waiting), event, 0);
-  }
-  // The wait stays in force without the event.
-  const cudaError_t destroyed = cudaEventDestroy(event);
-  return taken(error != cudaSuccess ? error : destroyed);
+int memory_free_behind(void* memory, void* event, int device) noexcept {
+  return on_device(device, [&] {
+    const cudaError_t waiting = cudaStreamWaitEvent(nullptr, as_event(event), 0);
+    // The wait stays in force without the event.
+    const cudaError_t destroyed = cudaEventDestroy(as_event(event));
+    if (waiting != cudaSuccess) return waiting;
+    const cudaError_t freed = memory == nullptr ? cudaSuccess : cudaFreeAsync(memory, nullptr);
+    return freed != cudaSuccess ? freed : destroyed;
+  });
+}
+
+int record_event(void** event, void* stream, int device) noexcept {
+  *event = nullptr;
+  return on_device(device, [&] {
+    cudaEvent_t made = nullptr;
+    cudaError_t error = cudaEventCreateWithFlags(&made, cudaEventDisableTiming);
+    if (error != cudaSuccess) return error;
+    error = cudaEventRecord(made, as_stream(stream));
+    if (error == cudaSuccess)
+      *event = made;
+    else
+      cudaEventDestroy(made);
+    return error;
+  });
+}
+
+int make_stream_wait(void* stream, void* event, int device) noexcept {
+  return on_device(device,
+                   [&] { return cudaStreamWaitEvent(as_stream(stream), as_event(event), 0); });
 }
 
 }  // namespace cuda

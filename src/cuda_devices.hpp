@@ -13,6 +13,11 @@ namespace rmsnorm {
 namespace cuda {
 
 constexpr int unavailable = -1;
+// The errors that are told apart.
+constexpr int out_of_memory = 2;
+constexpr int insufficient_driver = 35;  // too old, or there is none
+constexpr int no_device = 100;
+constexpr int invalid_device = 101;
 
 struct BuildInfo {
   bool built;
@@ -39,9 +44,15 @@ int describe_device(int device, DeviceInfo* info) noexcept;
 int memory_allocate_async(void** memory, std::size_t bytes, void* stream, int device) noexcept;
 int memory_free_async(void* memory, void* stream, int device) noexcept;
 
-// What is put on `waiting` from now on starts after all that `producing`, a stream of the device,
-// has been given until now.
-int make_stream_wait(void* waiting, void* producing, int device) noexcept;
+// Frees in the order of the default stream and behind the event, without the stream that it was
+// recorded on, which may be gone. Memory that cannot be ordered so is kept. Destroys the event.
+int memory_free_behind(void* memory, void* event, int device) noexcept;
+
+// A new event, behind all that the stream of the device has been given until now. Null on an error.
+int record_event(void** event, void* stream, int device) noexcept;
+
+// What is put on the stream of the device from now on starts behind the event.
+int make_stream_wait(void* stream, void* event, int device) noexcept;
 
 }  // namespace cuda
 }  // namespace rmsnorm

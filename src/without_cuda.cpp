@@ -44,6 +44,11 @@ int memory_allocate_async(void** memory, std::size_t, void*, int) noexcept {
   return unavailable;
 }
 int memory_free_async(void*, void*, int) noexcept { return unavailable; }
+int memory_free_behind(void*, void*, int) noexcept { return unavailable; }
+int record_event(void** event, void*, int) noexcept {
+  *event = nullptr;
+  return unavailable;
+}
 int make_stream_wait(void*, void*, int) noexcept { return unavailable; }
 
 }  // namespace cuda

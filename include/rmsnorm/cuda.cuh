@@ -9,7 +9,8 @@
 //
 // Contract: contract.hpp. A call checks its parameters, launches one kernel on the given stream (or
 // two: backward) and returns; it allocates nothing, waits for nothing and may be captured into a
-// graph. The first call on a device asks for its architecture. All rows of the tensors are
+// graph. The first call on a device asks for its architecture, and the first one of a kernel that
+// stages rows lets that kernel have all shared memory of a block. All rows of the tensors are
 // computed.
 //
 // The bits of a row depend on the row, the dtypes and options, and the architecture: not on the
@@ -31,7 +32,8 @@ namespace cuda {
 constexpr int current_device = -1;
 
 struct LaunchOptions {
-  // On which the memory lies and the kernel runs; current again afterwards is what was before.
+  // On which the memory lies and the kernel runs. The thread's device and contexts are afterwards
+  // what they were before, and no other device gets a context.
   int device = current_device;
   // From compute capability 9.0 on (elsewhere without effect): the kernel may be started before the
   // one ahead of it in the stream has finished, and lets the one behind it start early. It waits

@@ -1,6 +1,15 @@
 #include "call.hpp"
 
 namespace rmsnorm::python {
+
+Argument Call::argument_on_cuda() const {
+  for (const Argument argument : array_arguments()) {
+    const ArrayView& view = *array(argument);
+    if (view.present() && view.on_cuda()) return argument;
+  }
+  return Argument::none;
+}
+
 const char* Call::python_name(Argument argument) const {
   switch (argument) {
     case Argument::y: return "out";

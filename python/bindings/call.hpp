@@ -79,6 +79,10 @@ struct Call {
     visit_arrays(*this, visit);
   }
 
+  // The first array on CUDA, which decides on the device: x, or where that lies in memory of the
+  // host, another one. Argument::none without any.
+  Argument argument_on_cuda() const;
+
   // The argument's name in Python.
   const char* python_name(Argument argument) const;
 

@@ -36,6 +36,12 @@ struct Call;
 // RuntimeError for CUDA arrays in a build without CUDA; the call has one.
 [[noreturn]] void raise_without_cuda(const Call& call);
 
+// RuntimeError: CUDA failed on the device of an argument.
+[[noreturn]] void raise_cuda(int error, const char* argument, const dlpack::Device& device);
+
+// As "13.0", from CUDA's 1000 major + 10 minor.
+std::string cuda_version_text(int version);
+
 // CUDA's text for a cudaError_t.
 const char* cuda_text(int error);
 

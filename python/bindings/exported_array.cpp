@@ -3,10 +3,10 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
-#include <cuda_devices.hpp>
 #include <string>
 #include <utility>
 
+#include "device_memory.hpp"
 #include "docstrings.hpp"
 #include "errors.hpp"
 #include "foreign.hpp"
@@ -16,8 +16,9 @@ namespace {
 
 class ExportedArray {
  public:
-  ExportedArray(const ArrayView& view, const Placement& placement)
-      : dtype_(view.dtype), placement_(placement) {
+  // `memory`, which view.owner keeps alive, is that of an array on CUDA, else null.
+  ExportedArray(const ArrayView& view, const DeviceMemory* memory)
+      : dtype_(view.dtype), memory_(memory) {
     std::size_t sizes[max_dimensions];
     nb::list shape;
     for (int d = 0; d < view.rank; ++d) {
@@ -33,10 +34,9 @@ class ExportedArray {
                                                  view.device.type, view.device.id));
   }
 
-  // On CUDA a consumer asks for its own stream to wait for the one that the result is being written
-  // on.
+  // On CUDA a consumer asks for its own stream to wait for the result.
   nb::object export_to(nb::handle stream, const nb::kwargs& keywords) const {
-    if (placement_.on_cuda) order(stream);
+    if (memory_ != nullptr) make_wait(stream);
     return array_.attr("__dlpack__")(**keywords);
   }
 
@@ -50,22 +50,19 @@ class ExportedArray {
   }
 
  private:
-  void order(nb::handle stream) const {
+  void make_wait(nb::handle stream) const {
     // DLPack's numbers: 1 and 2 are default streams by those handles as well; -1 wants no order.
     const long long consumer = stream.is_none() ? 1 : nb::cast<long long>(stream);
-    if (consumer == -1) return;
-    const int error =
-        cuda::make_stream_wait(reinterpret_cast<void*>(consumer),
-                               reinterpret_cast<void*>(placement_.stream), placement_.device);
-    if (error != 0)
-      raise(PyExc_RuntimeError, "result: ordering two streams of cuda:%d failed: %s",
-            placement_.device, cuda_text(error));
+    if (consumer < -1)
+      raise(PyExc_ValueError, "stream: expected the number of a CUDA stream, None or -1, got %lld",
+            consumer);
+    if (consumer != -1) memory_->make_wait(static_cast<std::uintptr_t>(consumer));
   }
 
   nb::object array_;
   nb::object shape_;
   DType dtype_;
-  Placement placement_;
+  const DeviceMemory* memory_;
 };
 
 // What an object has by the name from_dlpack, where that can be called; else null.
@@ -106,7 +103,10 @@ nb::object from_dlpack_of_namespace(nb::handle source) {
 }  // namespace
 
 nb::object export_array(const ArrayView& view, const Placement& placement) {
-  return nb::cast(ExportedArray(view, placement));
+  if (!placement.on_cuda) return nb::cast(ExportedArray(view, nullptr));
+  DeviceMemory& memory = device_memory_in(view.owner);
+  memory.written();
+  return nb::cast(ExportedArray(view, &memory));
 }
 
 nb::object importer_of(nb::handle source) {

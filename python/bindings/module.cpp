@@ -32,7 +32,7 @@ nb::object environment(const char* variable) {
 // CUDA's version numbers are 1000 major + 10 minor.
 nb::object version_text(int version) {
   if (version == 0) return nb::none();
-  return nb::str("{}.{}").attr("format")(version / 1000, version % 1000 / 10);
+  return nb::str(cuda_version_text(version).c_str());
 }
 
 nb::dict cuda_info() {

@@ -71,16 +71,6 @@ std::uintptr_t current_stream(const ArrayView& x, int device) {
   return 0;
 }
 
-// The array that decides on the device: x, or where that lies in memory of the host, the first
-// one on CUDA.
-const ArrayView* decisive(const Call& call) {
-  for (const Argument argument : call.array_arguments()) {
-    const ArrayView& view = *call.array(argument);
-    if (view.present() && view.on_cuda()) return &view;
-  }
-  return nullptr;
-}
-
 // Whether a kernel on the device can use the array's memory. Managed memory is every device's.
 bool is_reachable(const ArrayView& view, int device) {
   switch (view.device.type) {
@@ -103,16 +93,19 @@ Placement place(Call& call, nb::handle stream) {
       raise(PyExc_ValueError, "stream: was given, and all arrays are on the CPU; expected None");
     return {};
   }
-  const ArrayView* first = decisive(call);
-  if (first == nullptr) raise_device(call);
+  const Argument first = call.argument_on_cuda();
+  if (first == Argument::none) raise_device(call);
   Placement placement;
   placement.on_cuda = true;
-  placement.device = first->device.id;
+  placement.device = call.array(first)->device.id;
+  placement.argument = call.python_name(first);
   for (const Argument argument : call.array_arguments()) {
     const ArrayView& view = *call.array(argument);
     if (view.present() && !is_reachable(view, placement.device)) raise_device(call);
   }
   if (!cuda::build_info().built) raise_without_cuda(call);
+  if (placement.device < 0)
+    raise_cuda(cuda::invalid_device, placement.argument, call.array(first)->device);
   placement.stream =
       stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
   placement.on_current_stream = stream.is_none();
@@ -121,6 +114,18 @@ Placement place(Call& call, nb::handle stream) {
   });
   require_unmoved(call);
   return placement;
+}
+
+void* allocate_on_device(const Placement& placement, std::int64_t bytes, const char* what) {
+  void* memory = nullptr;
+  const int error =
+      cuda::memory_allocate_async(&memory, static_cast<std::size_t>(bytes),
+                                  reinterpret_cast<void*>(placement.stream), placement.device);
+  if (error == cuda::out_of_memory)
+    raise(PyExc_MemoryError, "%s: allocating %lld bytes on cuda:%d failed: %s", what,
+          static_cast<long long>(bytes), placement.device, cuda_text(error));
+  if (error != 0) raise_cuda(error, placement.argument, {dlpack::cuda, placement.device});
+  return memory;
 }
 
 }  // namespace rmsnorm::python

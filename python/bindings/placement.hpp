@@ -14,8 +14,9 @@ struct Call;
 struct Placement {
   bool on_cuda = false;
   int device = 0;
-  std::uintptr_t stream = 0;      // a cudaStream_t
-  bool on_current_stream = true;  // of x's framework; the caller gave none
+  std::uintptr_t stream = 0;       // a cudaStream_t
+  bool on_current_stream = true;   // of x's framework; the caller gave none
+  const char* argument = nullptr;  // which array is on that device
 };
 
 // From the devices of the call's arrays, which must agree, and the caller's stream: None, a handle
@@ -23,5 +24,9 @@ struct Placement {
 // current stream of x's framework; the default stream where the framework has none to tell. Arrays
 // that waited for the stream are read. The memory of the others has been.
 Placement place(Call& call, nb::handle stream);
+
+// Memory of the device that can be used, and freed, in the order of the stream. `what` it is for
+// begins the MemoryError where there is none left; whatever else fails is a RuntimeError.
+void* allocate_on_device(const Placement& placement, std::int64_t bytes, const char* what);
 
 }  // namespace rmsnorm::python

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cuda_devices.hpp>
-#include <memory>
 #include <new>
 #include <utility>
 
 #include "call.hpp"
+#include "device_memory.hpp"
 #include "errors.hpp"
 #include "exported_array.hpp"
 #include "frameworks.hpp"
@@ -92,28 +91,6 @@ nb::object host_memory(std::int64_t bytes, void** data) {
   return nb::capsule(*data, [](void* p) noexcept { ::operator delete(p, xla_alignment); });
 }
 
-struct DeviceMemory {
-  void* data;
-  int device;
-};
-
-// In the stream's order. It is given back in the order of the default stream: the caller's may be
-// gone by then.
-nb::object device_memory(std::int64_t bytes, const Placement& placement, void** data) {
-  auto memory = std::make_unique<DeviceMemory>(DeviceMemory{nullptr, placement.device});
-  const int error =
-      cuda::memory_allocate_async(&memory->data, static_cast<std::size_t>(bytes),
-                                  reinterpret_cast<void*>(placement.stream), placement.device);
-  if (error != 0)
-    raise(PyExc_MemoryError, "result: allocating %lld bytes on cuda:%d failed: %s",
-          static_cast<long long>(bytes), placement.device, cuda_text(error));
-  *data = memory->data;
-  return nb::capsule(memory.release(), [](void* p) noexcept {
-    const std::unique_ptr<DeviceMemory> owned(static_cast<DeviceMemory*>(p));
-    cuda::memory_free_async(owned->data, nullptr, owned->device);
-  });
-}
-
 // At least one. An array whose elements are repeated may claim more of them than any memory has.
 std::int64_t bytes_of(const ArrayView& view) {
   if (std::count(view.sizes, view.sizes + view.rank, 0) > 0) return 1;
@@ -149,7 +126,8 @@ void allocate_here(const ArrayView& like, DType dtype, const Placement& placemen
   const std::int64_t bytes = bytes_of(view);
   if (placement.on_cuda) {
     view.device = {dlpack::cuda, placement.device};
-    view.owner = device_memory(bytes, placement, &view.data);
+    view.owner = new_device_memory(bytes, placement);
+    view.data = device_memory_in(view.owner).data();
   } else {
     view.device = {dlpack::cpu, like.framework == Framework::jax ? jax_cpu(like.source) : 0};
     view.owner = host_memory(bytes, &view.data);

@@ -22,21 +22,13 @@ bool framework_allocates(const ArrayView& like, const Placement& placement) {
 
 void* Workspace::allocate(std::int64_t bytes) {
   if (bytes == 0) return nullptr;
-  const auto size = static_cast<std::size_t>(bytes);
   if (framework_allocates(call_.x, placement_)) {
     const std::int64_t floats = bytes / size_in_bytes(DType::f32);
     array_.allocate(placement_, DType::f32, &floats, 1);
     return view_.data;
   }
-  if (placement_.on_cuda) {
-    const int error = cuda::memory_allocate_async(
-        &data_, size, reinterpret_cast<void*>(placement_.stream), placement_.device);
-    if (error != 0)
-      raise(PyExc_MemoryError, "workspace: allocating %lld bytes on cuda:%d failed: %s",
-            static_cast<long long>(bytes), placement_.device, cuda_text(error));
-    return data_;
-  }
-  data_ = ::operator new(size, alignment, std::nothrow);
+  if (placement_.on_cuda) return data_ = allocate_on_device(placement_, bytes, "workspace");
+  data_ = ::operator new(static_cast<std::size_t>(bytes), alignment, std::nothrow);
   if (data_ == nullptr)
     raise(PyExc_MemoryError, "workspace: allocating %lld bytes failed",
           static_cast<long long>(bytes));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
@@ -85,6 +86,50 @@ TEST(HostThreads, CallAtOnce) {
     const Bytes got = call->outputs();
     EXPECT_TRUE(got == call->expected()) << "rows of " << call->shape().n;
   }
+}
+
+// How much shared memory a kernel may have is one value for all threads, and these rows are staged
+// in different amounts of it by the same kernel: on a cluster of 8, in 33 and 128 KiB a block.
+TEST(HostThreads, StageRowsOfDifferentLengthsAtOnce) {
+  DeviceCall shorter({1, (1 << 17) + 1024}, 1), longer({1, 1 << 19}, 2);
+  ASSERT_TRUE(shorter.allocated() && longer.allocated());
+  const Bytes expected[] = {shorter.expected(), longer.expected()};
+  shorter.poison();
+  longer.poison();
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  std::atomic<int> failures{0};
+  std::vector<std::thread> threads;
+  for (DeviceCall* const call : {&shorter, &longer, &shorter, &longer}) {
+    threads.emplace_back([&failures, call] {
+      cudaStream_t stream = nullptr;
+      if (cudaStreamCreate(&stream) != cudaSuccess) ++failures;
+      for (int k = 0; k < 40 * rounds(); ++k) {
+        if (!rmsnorm::cuda::forward(call->params(), stream).ok()) ++failures;
+      }
+      if (cudaStreamSynchronize(stream) != cudaSuccess) ++failures;
+      cudaStreamDestroy(stream);
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(failures, 0);
+  EXPECT_TRUE(shorter.outputs() == expected[0]);
+  EXPECT_TRUE(longer.outputs() == expected[1]);
+}
+
+// A reset of the device takes the kernels' shared memory with it. It would take that of the other
+// tests as well, so that it is a process of its own.
+TEST(DeviceDeathTest, StagesRowsAfterAReset) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const auto runs = [] {
+    DeviceCall call({1, 1 << 19});
+    return call.allocated() && call.launch().ok() && cudaDeviceSynchronize() == cudaSuccess &&
+           cudaGetLastError() == cudaSuccess;
+  };
+  const auto run_and_reset = [&] {
+    const bool before = runs() && cudaDeviceReset() == cudaSuccess;
+    std::exit(before && runs() ? 0 : 1);
+  };
+  EXPECT_EXIT(run_and_reset(), testing::ExitedWithCode(0), "");
 }
 
 // y is the next call's x, back and forth between the two, `length` times.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import threading
 
 import numpy
@@ -498,3 +500,82 @@ def test_jax_results_are_ready_for_jax(jax):
         torch.cuda.synchronize()
         expected = jax.numpy.from_dlpack(result) * one
     assert bool((y == expected).all())
+
+
+class DLPackOnly:
+    """An array of which the package knows nothing but DLPack, so that results are in its own memory
+    and taken by this class's from_dlpack."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **keywords):
+        return self.tensor.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __array_namespace__(self):
+        return DLPackOnly
+
+    @staticmethod
+    def from_dlpack(source):
+        return DLPackOnly(torch.from_dlpack(source))
+
+
+def expect_results_to_outlive_what_is_freed(calls, results_of):
+    """`calls`: two of them, each on a stream of its own. The first one's result is freed while its
+    kernel waits behind a long one; the second one's must not be given that memory."""
+    (first, slow), (second, fast) = calls
+    expected = results_of(second()).clone()
+    torch.cuda.synchronize()
+    for _ in range(50):
+        with torch.cuda.stream(slow):
+            torch.cuda._sleep(LONG // 10)
+            del_me = first()
+        del del_me
+        with torch.cuda.stream(fast):
+            kept = [second() for _ in range(4)]
+        torch.cuda.synchronize()
+        for result in kept:
+            assert_same(results_of(result), expected)
+        del kept, result
+
+
+def test_results_are_freed_behind_the_kernel():
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    arrays = [DLPackOnly(sample((256, 4096), F32, seed)) for seed in range(2)]
+    calls = [(lambda x=x, s=s: rmsnorm.rms_norm(x, stream=s), s) for x, s in zip(arrays, streams)]
+    expect_results_to_outlive_what_is_freed(calls, lambda y: y.tensor)
+
+
+def test_jax_results_are_freed_behind_the_kernel(jax):
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    arrays = [jax.random.normal(jax.random.key(seed), (256, 4096)) for seed in range(2)]
+    calls = [(lambda x=x, s=s: rmsnorm.rms_norm(x, stream=s), s) for x, s in zip(arrays, streams)]
+    expect_results_to_outlive_what_is_freed(calls, torch.from_dlpack)
+
+
+ONE_DEVICE_ALONE = """
+import sys
+import torch
+import rmsnorm
+
+last = torch.cuda.device_count() - 1
+x = torch.ones(4, 256, device=f"cuda:{last}")
+for _ in range(3):
+    y = rmsnorm.rms_norm(x)
+    rmsnorm.rms_norm_backward(y, x)
+torch.cuda.synchronize(last)
+assert torch.cuda.current_device() == 0
+print([torch._C._cuda_hasPrimaryContext(i) for i in range(last + 1)])
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two devices")
+def test_only_the_device_that_is_used_gets_a_context():
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_DEVICE_ALONE], capture_output=True, text=True, check=True
+    )
+    others = torch.cuda.device_count() - 1
+    assert done.stdout.strip() == str([False] * others + [True])

@@ -42,15 +42,16 @@ cudaError_t launch_gradients(Kernel<typename Elements::Params> kernel, const Row
 }
 
 template <class Elements>
-cudaError_t launch_gradients_reading_again(const RowShape& shape, typename Elements::Params p,
+cudaError_t launch_gradients_reading_again(const RowShape& shape,
+                                           const typename Elements::Params& p,
                                            const Launch& launch) {
-  const Kernel<typename Elements::Params> kernel = backward_reading_again<Elements>;
-  std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
-  if (shape.vectors == 0) {
-    const cudaError_t error = stage_rows<Elements>(kernel, shape, launch, &p, &bytes);
-    if (error != cudaSuccess) return error;
-  }
-  return launch_gradients<Elements>(kernel, shape, p, bytes, launch);
+  using Params = typename Elements::Params;
+  static SharedMemoryLimit limit;
+  const Kernel<Params> kernel = backward_reading_again<Elements>;
+  return launch_staging<Elements>(
+      kernel, limit, shape, p, launch, [&](const Params& with, std::size_t shared_bytes) {
+        return launch_gradients<Elements>(kernel, shape, with, shared_bytes, launch);
+      });
 }
 
 template <class Elements>

@@ -17,15 +17,15 @@ cudaError_t launch_kernel(Kernel<typename Elements::Params> kernel, const RowSha
 }
 
 template <class Elements, int at_once>
-cudaError_t launch_reading_again(const RowShape& shape, typename Elements::Params p,
+cudaError_t launch_reading_again(const RowShape& shape, const typename Elements::Params& p,
                                  const Launch& launch) {
-  const Kernel<typename Elements::Params> kernel = forward_reading_again<Elements, at_once>;
-  std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
-  if (shape.vectors == 0) {
-    const cudaError_t error = stage_rows<Elements>(kernel, shape, launch, &p, &bytes);
-    if (error != cudaSuccess) return error;
-  }
-  return launch_kernel<Elements>(kernel, shape, p, bytes, launch);
+  using Params = typename Elements::Params;
+  static SharedMemoryLimit limit;
+  const Kernel<Params> kernel = forward_reading_again<Elements, at_once>;
+  return launch_staging<Elements>(
+      kernel, limit, shape, p, launch, [&](const Params& with, std::size_t shared_bytes) {
+        return launch_kernel<Elements>(kernel, shape, with, shared_bytes, launch);
+      });
 }
 
 template <class Elements>

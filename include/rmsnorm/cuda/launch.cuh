@@ -4,10 +4,10 @@
 
 #include <atomic>
 #include <initializer_list>
-#include <mutex>
 
 #include "../check.hpp"
 #include "../cuda.cuh"
+#include "device_guard.hpp"
 #include "forward.cuh"
 #include "shape.hpp"
 
@@ -21,29 +21,6 @@ inline Status cuda_failure(cudaError_t error) {
   status.cuda_error = static_cast<std::int32_t>(error);
   return status;
 }
-
-// Makes a device current for its own lifetime.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ != cudaSuccess || device == current_device || device == previous_) return;
-    error_ = cudaSetDevice(device);
-    changed_ = error_ == cudaSuccess;
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  cudaError_t error() const { return error_; }
-  int device(int asked) const { return asked == current_device ? previous_ : asked; }
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t error_;
-};
 
 // ---- what is asked of a device once ----
 
@@ -61,36 +38,45 @@ inline cudaError_t query_architecture(int device, Architecture* a) {
                  forward_reading_again<AnyElements<float, 4>, 1>)));
   if (error != cudaSuccess) return error;
   a->version = code.ptxVersion;
-  error = cudaDeviceGetAttribute(&a->multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  int bytes = 0;
-  error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  a->max_shared_memory = static_cast<std::size_t>(bytes);
-  return error;
+  return cudaDeviceGetAttribute(&a->multiprocessors, cudaDevAttrMultiProcessorCount, device);
 }
 
 // Of the current device.
 inline cudaError_t architecture_of(int device, Architecture* a) {
-  struct Entry {
-    std::atomic<bool> known{false};
-    std::mutex mutex;
-    Architecture architecture = {};
-  };
-  static Entry entries[max_devices];
-  if (device >= max_devices) return query_architecture(device, a);
-  Entry& entry = entries[device];
-  if (!entry.known.load(std::memory_order_acquire)) {
-    const std::lock_guard<std::mutex> lock(entry.mutex);
-    if (!entry.known.load(std::memory_order_relaxed)) {
-      // An error is not kept: it may be one of the moment.
-      const cudaError_t error = query_architecture(device, &entry.architecture);
-      if (error != cudaSuccess) return error;
-      entry.known.store(true, std::memory_order_release);
-    }
-  }
-  *a = entry.architecture;
-  return cudaSuccess;
+  static AskedOnce<Architecture> known[max_devices];
+  const auto ask = [device](Architecture* asked) { return query_architecture(device, asked); };
+  return device < max_devices ? known[device].get(a, ask) : ask(a);
 }
+
+// The shared memory that launches of one kernel may ask for, on each device.
+//
+// How much of it is a property of the kernel in a context, which all host threads share: were it
+// set to what a launch needs, it could be less again when the launch comes. It is set to the most
+// that a block can have, always, so that it does not matter who sets it last.
+class SharedMemoryLimit {
+ public:
+  // Of the current device, whose number is given. The kernel is always the same one.
+  cudaError_t get(const void* kernel, int device, int* bytes) {
+    if (device < max_devices) *bytes = known_[device].load(std::memory_order_acquire);
+    return device < max_devices && *bytes != 0 ? cudaSuccess : raise(kernel, device, bytes);
+  }
+  cudaError_t raise(const void* kernel, int device, int* bytes) {
+    cudaFuncAttributes code;
+    cudaError_t error = cudaFuncGetAttributes(&code, kernel);
+    if (error != cudaSuccess) return error;
+    error = cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    *bytes -= static_cast<int>(code.sharedSizeBytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, *bytes);
+    if (error == cudaSuccess && device < max_devices) {
+      known_[device].store(*bytes, std::memory_order_release);
+    }
+    return error;
+  }
+
+ private:
+  std::atomic<int> known_[max_devices] = {};
+};
 
 // ---- launch ----
 
@@ -145,20 +131,37 @@ cudaError_t launch_blocks(Kernel<Params> kernel, const RowShape& shape, std::int
       shape.cluster, p, shared_bytes, launch);
 }
 
-// Rows that are not held in registers are staged in shared memory where they fit, a Chunk a vector.
+// Shared memory of a block that stages its part of a row, a Chunk a vector, beside other bytes.
 template <class Elements>
-cudaError_t stage_rows(Kernel<typename Elements::Params> kernel, const RowShape& shape,
-                       const Launch& launch, typename Elements::Params* p, std::size_t* bytes) {
+std::int64_t staged_bytes(const RowShape& shape, std::int64_t vectors, std::size_t others) {
   const std::int64_t team = std::int64_t{shape.threads} * shape.cluster;
-  const std::int64_t chunks = (p->vectors + team - 1) / team * shape.threads;
-  const std::int64_t staged = static_cast<std::int64_t>(*bytes) +
-                              chunks * static_cast<std::int64_t>(sizeof(typename Elements::Chunk));
-  p->staged = staged <= static_cast<std::int64_t>(launch.architecture.max_shared_memory);
-  if (!p->staged) return cudaSuccess;
-  *bytes = static_cast<std::size_t>(staged);
-  // A property of the kernel in the current context. Only rows of more than 16 KiB come here.
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(staged));
+  const std::int64_t chunks = (vectors + team - 1) / team * shape.threads;
+  return static_cast<std::int64_t>(others) +
+         chunks * static_cast<std::int64_t>(sizeof(typename Elements::Chunk));
+}
+
+// A kernel that reads rows again if it does not hold them in registers: they are staged in shared
+// memory where they fit. `launch_with(p, shared_bytes)` launches it.
+template <class Elements, class LaunchWith>
+cudaError_t launch_staging(Kernel<typename Elements::Params> kernel, SharedMemoryLimit& limit,
+                           const RowShape& shape, typename Elements::Params p, const Launch& launch,
+                           const LaunchWith& launch_with) {
+  const std::size_t bytes = reduction_bytes(shape.threads, shape.cluster);
+  if (shape.vectors != 0) return launch_with(p, bytes);
+  const void* const code = reinterpret_cast<const void*>(kernel);
+  int most = 0;
+  cudaError_t error = limit.get(code, launch.device, &most);
+  if (error != cudaSuccess) return error;
+  const std::int64_t staged = staged_bytes<Elements>(shape, p.vectors, bytes);
+  p.staged = staged <= most;
+  if (!p.staged) return launch_with(p, bytes);
+  error = launch_with(p, static_cast<std::size_t>(staged));
+  if (error != cudaErrorInvalidValue) return error;
+  // Another context than the one whose limit was raised: the device was reset meanwhile, or the
+  // program makes contexts itself.
+  cudaGetLastError();
+  error = limit.raise(code, launch.device, &most);
+  return error == cudaSuccess ? launch_with(p, static_cast<std::size_t>(staged)) : error;
 }
 
 // What every operation does around its launch.

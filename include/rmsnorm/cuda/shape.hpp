@@ -3,7 +3,6 @@
 // depend on none of them. How many rows share a block's sums of gradients depends on sizes alone.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 namespace rmsnorm {
@@ -13,7 +12,6 @@ namespace cuda {
 struct Architecture {
   int version;  // of the code that runs, ten times the compute capability
   int multiprocessors;
-  std::size_t max_shared_memory;  // bytes that a block may ask for
 };
 
 namespace detail {

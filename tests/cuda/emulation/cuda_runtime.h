@@ -15,7 +15,8 @@
 // whose barriers let exited threads pass.
 //
 // Not emulated: memory ordering between threads that run truly at once, spinning on memory (it
-// never yields and hangs), register and occupancy limits, asynchronous streams. A launch from
+// never yields and hangs), register and occupancy limits, streams that run at once, but for what
+// stream_order.hpp says of freed memory. A launch from
 // inside a kernel, __shared__ variables and everything else that is not declared here is missing
 // on purpose.
 #pragma once

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cooperative_groups.h"
+#include "cuda.h"
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime.h"
@@ -696,12 +697,12 @@ __global__ void nothing_else() {}
 
 TEST_F(Host, launches_are_recorded) {
   const std::uint64_t before = last_launch().launches;
+  set_devices({compiled_for, compiled_for});
+  cudaSetDevice(1);
   cudaStream_t stream = nullptr;
   cudaStreamCreate(&stream);
   cudaLaunchConfig_t config = config_of(dim3(3, 2), dim3(8, 4), 100);
   config.stream = stream;
-  set_devices({compiled_for, compiled_for});
-  cudaSetDevice(1);
   ASSERT_EQ(cudaLaunchKernelEx(&config, nothing), cudaSuccess);
   const cuda_emulation::LastLaunch launch = last_launch();
   EXPECT_EQ(launch.grid.y, 2u);
@@ -836,6 +837,181 @@ TEST_F(Host, memory_is_the_hosts) {
   cudaMemsetAsync(p, 0, 4);
   EXPECT_EQ(p[0], 0u);
   cudaFree(p);
+}
+
+// ---- Contexts ----
+
+using cuda_emulation::context_stack_size;
+using cuda_emulation::has_context;
+
+TEST_F(Host, contexts_are_made_by_the_first_call_that_needs_one) {
+  set_devices({compiled_for, compiled_for});
+  int value = 0;
+  cudaGetDevice(&value);
+  cudaGetDeviceCount(&value);
+  cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 1);
+  EXPECT_FALSE(has_context(0) || has_context(1));
+  EXPECT_EQ(cudaSetDevice(1), cudaSuccess);
+  EXPECT_TRUE(has_context(1));
+  EXPECT_FALSE(has_context(0));
+  std::thread([] { run(1, 1, 0, nothing); }).join();
+  EXPECT_TRUE(has_context(0));
+  void* p = nullptr;
+  set_devices({compiled_for});
+  EXPECT_FALSE(has_context(0));
+  EXPECT_EQ(cudaMallocAsync(&p, 8, nullptr), cudaSuccess);
+  EXPECT_EQ(cudaFreeAsync(p, nullptr), cudaSuccess);
+  EXPECT_TRUE(has_context(0));
+}
+
+TEST_F(Host, contexts_are_stacked_and_counted) {
+  set_devices({compiled_for, compiled_for});
+  CUdevice device = -1;
+  EXPECT_EQ(cuDeviceGet(&device, 2), CUDA_ERROR_INVALID_DEVICE);
+  ASSERT_EQ(cuDeviceGet(&device, 1), CUDA_SUCCESS);
+  CUcontext context = nullptr, popped = nullptr;
+  ASSERT_EQ(cuDevicePrimaryCtxRetain(&context, device), CUDA_SUCCESS);
+  ASSERT_EQ(cuCtxPushCurrent(context), CUDA_SUCCESS);
+  int current = -1, active = -1;
+  EXPECT_EQ(cudaGetDevice(&current), cudaSuccess);
+  EXPECT_EQ(current, 1);
+  EXPECT_EQ(run(1, 1, 0, nothing), cudaSuccess);
+  EXPECT_EQ(last_launch().device, 1);
+  EXPECT_EQ(cuCtxPopCurrent(&popped), CUDA_SUCCESS);
+  EXPECT_EQ(popped, context);
+  EXPECT_EQ(cuCtxPopCurrent(&popped), CUDA_ERROR_INVALID_CONTEXT);
+  EXPECT_EQ(cudaGetDevice(&current), cudaSuccess);
+  EXPECT_EQ(current, 0);
+  EXPECT_FALSE(has_context(0));
+  EXPECT_EQ(cuDevicePrimaryCtxRelease(device), CUDA_SUCCESS);
+  EXPECT_FALSE(has_context(1));
+  EXPECT_EQ(cuDevicePrimaryCtxRelease(device), CUDA_ERROR_INVALID_CONTEXT);
+  EXPECT_EQ(cuCtxPushCurrent(context), CUDA_ERROR_INVALID_CONTEXT);
+  unsigned flags = 0;
+  EXPECT_EQ(cuDevicePrimaryCtxGetState(device, &flags, &active), CUDA_SUCCESS);
+  EXPECT_EQ(active, 0);
+  EXPECT_EQ(context_stack_size(), 0u);
+  void* function = &device;
+  EXPECT_EQ(cudaGetDriverEntryPointByVersion("cuCtxPushCurrent", &function, 12000, 0), cudaSuccess);
+  EXPECT_EQ(function, reinterpret_cast<void*>(cuCtxPushCurrent));
+  EXPECT_EQ(cudaGetDriverEntryPointByVersion("cuNothing", &function, 12000, 0), cudaSuccess);
+  EXPECT_EQ(function, nullptr);
+}
+
+TEST_F(Host, kernel_attributes_are_a_contexts_and_all_threads_share_them) {
+  const std::size_t large = Device(compiled_for).shared_memory_opt_in;
+  const auto set = [](std::size_t bytes) {
+    return cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes));
+  };
+  ASSERT_EQ(set(large), cudaSuccess);
+  EXPECT_EQ(run(1, 1, large, nothing), cudaSuccess);
+  std::thread([&] { set(large - 1); }).join();
+  EXPECT_EQ(run(1, 1, large, nothing), cudaErrorInvalidValue);
+  cuda_emulation::interrupt_next_launch([&] { set(large); });
+  EXPECT_EQ(run(1, 1, large, nothing), cudaSuccess);
+  EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+  EXPECT_FALSE(has_context(0));
+  EXPECT_EQ(run(1, 1, large, nothing), cudaErrorInvalidValue);
+  EXPECT_TRUE(has_context(0));
+}
+
+// ---- Order of streams ----
+
+__global__ void write_one(unsigned* p) { *p = 1; }
+
+class Order : public Emulation {
+ protected:
+  void SetUp() override {
+    Emulation::SetUp();
+    for (cudaStream_t& stream : free_) cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaStreamCreate(&blocking_);
+    cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+  }
+  void TearDown() override {
+    for (cudaStream_t stream : {free_[0], free_[1], blocking_}) cudaStreamDestroy(stream);
+    cudaEventDestroy(event_);
+    Emulation::TearDown();
+  }
+
+  static unsigned* allocate(cudaStream_t stream) {
+    unsigned* p = nullptr;
+    EXPECT_EQ(cudaMallocAsync(&p, 64, stream), cudaSuccess);
+    return p;
+  }
+  static void use(unsigned* p, cudaStream_t stream) {
+    cudaLaunchConfig_t config = config_of(1, 1);
+    config.stream = stream;
+    EXPECT_EQ(cudaLaunchKernelEx(&config, write_one, p + 3), cudaSuccess);
+  }
+  static void free(unsigned* p, cudaStream_t stream) {
+    EXPECT_EQ(cudaFreeAsync(p, stream), cudaSuccess);
+  }
+
+  cudaStream_t free_[2] = {}, blocking_ = nullptr;  // of the default stream, or waiting for it
+  cudaEvent_t event_ = nullptr;
+};
+using OrderDeathTest = Order;
+
+constexpr char freed_too_early[] = "freed on a stream that does not wait for another one's use";
+
+TEST_F(Order, memory_is_freed_behind_its_uses) {
+  unsigned* p = allocate(free_[0]);
+  use(p, free_[0]);
+  free(p, free_[0]);
+
+  p = allocate(free_[0]);
+  use(p, free_[0]);
+  cudaEventRecord(event_, free_[0]);
+  cudaStreamWaitEvent(free_[1], event_);
+  use(p, free_[1]);
+  free(p, free_[1]);
+
+  p = allocate(nullptr);
+  use(p, nullptr);
+  free(p, blocking_);
+
+  p = allocate(blocking_);
+  use(p, blocking_);
+  free(p, nullptr);
+
+  p = allocate(free_[0]);
+  use(p, free_[0]);
+  cudaStreamSynchronize(free_[0]);
+  free(p, free_[1]);
+
+  p = allocate(free_[0]);
+  use(p, free_[1]);
+  cudaDeviceSynchronize();
+  EXPECT_EQ(cudaFree(p), cudaSuccess);
+}
+
+TEST_F(OrderDeathTest, memory_that_is_freed_too_early_is_told) {
+  unsigned* const p = allocate(free_[0]);
+  EXPECT_DEATH(free(p, nullptr), freed_too_early) << "the allocation itself";
+  cudaStreamSynchronize(free_[0]);
+  use(p, free_[0]);
+  EXPECT_DEATH(free(p, nullptr), freed_too_early);
+  EXPECT_DEATH(free(p, free_[1]), freed_too_early);
+  EXPECT_DEATH(cudaFree(p), freed_too_early);
+  cudaEventRecord(event_, free_[0]);
+  use(p, free_[0]);
+  cudaStreamWaitEvent(nullptr, event_);
+  EXPECT_DEATH(free(p, nullptr), freed_too_early) << "an event before the last use";
+  cudaMemsetAsync(p, 0, 4, free_[1]);
+  EXPECT_DEATH(free(p, free_[0]), freed_too_early) << "a use that is no kernel";
+  cudaDeviceSynchronize();
+  free(p, nullptr);
+}
+
+TEST_F(OrderDeathTest, streams_that_are_gone_or_elsewhere_are_told) {
+  set_devices({compiled_for, compiled_for});
+  cudaStream_t gone = nullptr;
+  cudaStreamCreate(&gone);
+  cudaStreamDestroy(gone);
+  EXPECT_DEATH(cudaEventRecord(event_, gone), "a stream that was destroyed is used");
+  cudaSetDevice(1);
+  EXPECT_DEATH(cudaEventRecord(event_, blocking_), "a stream of another device is used");
 }
 
 }  // namespace

@@ -2,15 +2,20 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "contexts.hpp"
 #include "settings.hpp"
+#include "stream_order.hpp"
 
 struct CUstream_st {};
-struct CUevent_st {};
+struct CUevent_st {
+  cuda_emulation::Clock progress;
+};
 
 namespace cuda_emulation {
 namespace {
@@ -24,21 +29,35 @@ struct KernelAttributes {
   bool large_clusters = false;
 };
 
+std::vector<Device> devices_at_first() {
+  std::vector<Device> devices{Device(__CUDA_ARCH__ / 100, __CUDA_ARCH__ / 10 % 10)};
+  const char* const wanted = std::getenv("CUDA_EMULATION_DEVICES");
+  if (wanted == nullptr) return devices;
+  devices[0].driver = std::strcmp(wanted, "no driver") != 0;
+  if (devices[0].driver) devices.resize(std::strtoul(wanted, nullptr, 10), devices[0]);
+  return devices;
+}
+
 struct Machine {
   std::mutex mutex;
-  std::vector<Device> devices{Device(__CUDA_ARCH__ / 100, __CUDA_ARCH__ / 10 % 10)};
-  std::map<std::pair<int, const void*>, KernelAttributes> kernels;
+  std::vector<Device> devices = devices_at_first();
+  // A kernel's of one context, whichever threads set them.
+  std::map<std::pair<std::uint64_t, const void*>, KernelAttributes> kernels;
+  std::function<void()> interruption;
   cudaError_t failing_launch = cudaSuccess;
   int launches_before_failing = 0;
   std::uint64_t device_calls = 0;
 };
 
 Machine& machine() {
-  static Machine& machine = *new Machine;
+  static Machine& machine = []() -> Machine& {
+    Machine& made = *new Machine;
+    reset_contexts(static_cast<int>(made.devices.size()));
+    return made;
+  }();
   return machine;
 }
 
-thread_local int current_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t remember(cudaError_t error) {
@@ -68,10 +87,19 @@ int architecture(const Device& device) { return device.major * 10 + device.minor
 // The current device, if a kernel can run there.
 cudaError_t find_kernel_device(const Machine& m, const void* kernel, const Device** device) {
   if (kernel == nullptr) return cudaErrorInvalidValue;
-  const cudaError_t error = find_device(m, current_device, device);
+  const cudaError_t error = find_device(m, thread_device(), device);
   if (error != cudaSuccess) return error;
   const bool runs = (*device)->ptx_version != 0 && (*device)->ptx_version <= architecture(**device);
   return runs ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
+
+// What calls do first that need a device, and through it a context.
+cudaError_t enter() {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  const cudaError_t error = check_machine(m);
+  if (error == cudaSuccess) use_context();
+  return remember(error);
 }
 
 std::uint64_t volume(dim3 size) { return std::uint64_t{size.x} * size.y * size.z; }
@@ -107,7 +135,7 @@ cudaError_t check_launch(Machine& m, const cudaLaunchConfig_t& config, Launch& l
   error = check_grid(config.gridDim, config.blockDim);
   if (error != cudaSuccess) return error;
 
-  const auto found = m.kernels.find({current_device, launch.kernel});
+  const auto found = m.kernels.find({use_context(), launch.kernel});
   const KernelAttributes kernel = found == m.kernels.end() ? KernelAttributes{} : found->second;
   if (config.dynamicSmemBytes > static_cast<std::size_t>(kernel.shared_memory)) {
     return cudaErrorInvalidValue;
@@ -156,8 +184,7 @@ void set_devices(std::vector<Device> devices) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
   m.devices = std::move(devices);
-  m.kernels.clear();
-  current_device = 0;
+  reset_contexts(static_cast<int>(m.devices.size()));
 }
 
 std::uint64_t device_calls() {
@@ -173,16 +200,38 @@ void fail_next_launch(cudaError_t error, int others) {
   m.launches_before_failing = others;
 }
 
+void interrupt_next_launch(std::function<void()> work) {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  m.interruption = std::move(work);
+}
+
+namespace {
+
+void interrupt() {
+  std::function<void()> work;
+  {
+    Machine& m = machine();
+    const std::lock_guard<std::mutex> lock(m.mutex);
+    work.swap(m.interruption);
+  }
+  if (work) work();
+}
+
+}  // namespace
+
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel,
-                   void (*call)(const void* arguments), const void* arguments) {
+                   void (*call)(const void* arguments), const void* arguments,
+                   std::size_t argument_bytes) {
   if (in_kernel()) fail("a launch inside a kernel", CallSite::here());
+  interrupt();
   if (config == nullptr) return remember(cudaErrorInvalidValue);
   Launch launch{};
   launch.grid = config->gridDim;
   launch.block = config->blockDim;
   launch.shared_bytes = config->dynamicSmemBytes;
   launch.stream = config->stream;
-  launch.device = current_device;
+  launch.device = thread_device();
   launch.kernel = kernel;
   launch.call = call;
   launch.arguments = arguments;
@@ -192,6 +241,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel,
     const cudaError_t error = check_launch(m, *config, launch);
     if (error != cudaSuccess) return remember(error);
   }
+  add_work(launch.stream, arguments, argument_bytes);
   run(launch);
   return cudaSuccess;
 }
@@ -210,6 +260,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorSymbolNotFound: return "cudaErrorSymbolNotFound";
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
@@ -230,6 +281,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorNoKernelImageForDevice:
       return "no kernel image is available for execution on the device";
+    case cudaErrorSymbolNotFound: return "named symbol not found";
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
     case cudaErrorNotSupported: return "operation not supported";
@@ -245,7 +297,7 @@ cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetDevice(int* device) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
-  *device = current_device;
+  *device = thread_device();
   return remember(check_machine(m));
 }
 
@@ -255,7 +307,7 @@ cudaError_t cudaSetDevice(int device) {
   ++m.device_calls;
   const Device* found = nullptr;
   const cudaError_t error = find_device(m, device, &found);
-  if (error == cudaSuccess) current_device = device;
+  if (error == cudaSuccess) choose_device(device);
   return remember(error);
 }
 
@@ -313,7 +365,31 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) host_waits_for_device();
+  return error;
+}
+
+cudaError_t cudaDeviceReset() {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) reset_context(thread_device());
+  return error;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  ++m.device_calls;
+  *function = driver_function(name);
+  if (result != nullptr) {
+    *result =
+        *function != nullptr ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  }
+  return remember(check_machine(m));
+}
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   Machine& m = machine();
@@ -322,7 +398,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   const Device* device = nullptr;
   const cudaError_t error = find_kernel_device(m, kernel, &device);
   if (error != cudaSuccess) return remember(error);
-  const auto found = m.kernels.find({current_device, kernel});
+  const auto found = m.kernels.find({use_context(), kernel});
+  attributes->sharedSizeBytes = 0;
   attributes->ptxVersion = device->ptx_version;
   attributes->binaryVersion = architecture(*device);
   attributes->maxDynamicSharedSizeBytes =
@@ -337,7 +414,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   const Device* device = nullptr;
   const cudaError_t error = find_kernel_device(m, kernel, &device);
   if (error != cudaSuccess) return remember(error);
-  KernelAttributes& attributes = m.kernels[{current_device, kernel}];
+  KernelAttributes& attributes = m.kernels[{use_context(), kernel}];
   switch (attribute) {
     case cudaFuncAttributeMaxDynamicSharedMemorySize:
       if (value < 0 || value > device->shared_memory_opt_in) break;
@@ -353,63 +430,102 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   *p = nullptr;
-  if (bytes == 0) return cudaSuccess;
+  const cudaError_t error = enter();
+  if (error != cudaSuccess || bytes == 0) return error;
   if (posix_memalign(p, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
   std::memset(*p, 0xff, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaFree(void* p) {
+  remove_idle_memory(p);
   std::free(p);
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocAsync(void** p, std::size_t bytes, cudaStream_t) {
-  return cudaMalloc(p, bytes);
+cudaError_t cudaMallocAsync(void** p, std::size_t bytes, cudaStream_t stream) {
+  const cudaError_t error = cudaMalloc(p, bytes);
+  if (*p != nullptr) add_memory(*p, bytes, stream);
+  return error;
 }
 
-cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
-
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
-}
-
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  if (bytes != 0) std::memmove(to, from, bytes);
+cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+  const cudaError_t error = enter();
+  if (error != cudaSuccess) return error;
+  if (p != nullptr && !remove_memory(p, stream)) return remember(cudaErrorInvalidValue);
+  std::free(p);
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t) {
-  if (bytes != 0) std::memset(p, value, bytes);
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  return error == cudaSuccess ? cudaStreamSynchronize(nullptr) : error;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  const cudaError_t error = enter();
+  if (error != cudaSuccess || bytes == 0) return error;
+  const void* const used[] = {to, from};
+  add_work(stream, used, sizeof(used));
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t stream) {
+  const cudaError_t error = enter();
+  if (error != cudaSuccess || bytes == 0) return error;
+  add_work(stream, &p, sizeof(p));
+  std::memset(p, value, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  const cudaError_t error = enter();
+  if (error != cudaSuccess) return error;
   *stream = new CUstream_st;
+  add_stream(*stream, flags != cudaStreamNonBlocking);
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  remove_stream(stream);
   delete stream;
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) host_waits_for(stream);
+  return error;
+}
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
-  return cudaSuccess;
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) wait_for(stream, event->progress);
+  return error;
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) *event = new CUevent_st;
+  return error;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const cudaError_t error = enter();
+  if (error == cudaSuccess) event->progress = progress_of(stream);
+  return error;
+}
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;

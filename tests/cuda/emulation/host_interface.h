@@ -1,5 +1,6 @@
 // The part of the runtime's host interface that the library and its tests use. Memory is the
-// host's, and all work is done when the call returns.
+// host's, and all work is done when the call returns. What a device would do later shows in
+// cudaFreeAsync and cudaFree: see stream_order.hpp.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +21,7 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorSymbolNotFound = 500,
   cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
@@ -55,8 +57,19 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaDeviceReset();
+
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess = 0,
+  cudaDriverEntryPointSymbolNotFound = 1,
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result = nullptr);
 
 struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;
   int ptxVersion;
   int binaryVersion;
   int maxDynamicSharedSizeBytes;
@@ -119,10 +132,13 @@ enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusInvalidated = 2,
 };
 
+constexpr unsigned cudaStreamDefault = 0;
+constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDefault = 0;
 constexpr unsigned cudaEventDisableTiming = 2;
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
@@ -162,7 +178,8 @@ namespace cuda_emulation {
 
 // Runs the kernel on the current device, or returns the error that the driver would.
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel,
-                   void (*call)(const void* arguments), const void* arguments);
+                   void (*call)(const void* arguments), const void* arguments,
+                   std::size_t argument_bytes);
 
 }  // namespace cuda_emulation
 
@@ -177,5 +194,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
         const Call& c = *static_cast<const Call*>(erased);
         std::apply(c.first, c.second);
       },
-      &call);
+      &call, sizeof(call));
 }

@@ -22,15 +22,25 @@ struct Device {
   bool driver = true;        // false on any device: the machine's driver is too old
 };
 
-// Replaces all devices, forgets all kernel attributes, and makes device 0 the calling thread's. In
-// the beginning there is one device, of the architecture that the emulation was compiled for.
+// Replaces all devices, without contexts, and makes device 0 the calling thread's. In the beginning
+// there is one device, of the architecture that the emulation was compiled for, or as many as the
+// environment variable CUDA_EMULATION_DEVICES says; "no driver" there is a machine without one.
 void set_devices(std::vector<Device> devices);
+
+// Whether anybody retains the device's primary context.
+bool has_context(int device);
+// Contexts on the calling thread's stack of them.
+std::size_t context_stack_size();
 
 // Restarts the order in which blocks, warps and lanes run; 0 runs them in order.
 void set_seed(std::uint64_t seed);
 
 // The next launch, or the one after so many others, runs nothing and returns the error.
 void fail_next_launch(cudaError_t error, int others = 0);
+
+// Calls `work` as the next launch is asked for: what another host thread does between the calls
+// before that launch and the launch itself.
+void interrupt_next_launch(std::function<void()> work);
 
 // What the grid ahead of the next launch still does after that launch has started: called when its
 // first thread calls cudaGridDependencySynchronize.
