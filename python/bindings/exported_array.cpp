@@ -130,6 +130,11 @@ nb::object imported_array(nb::handle importer, nb::object exported) {
 }
 
 void define_exported_array(nb::module_& m) {
+  // The module may be imported anew in a process, which knows the class then.
+  if (const nb::handle known = nb::type<ExportedArray>(); known.is_valid()) {
+    m.attr("ExportedArray") = known;
+    return;
+  }
   nb::class_<ExportedArray>(m, "ExportedArray", doc::exported_array)
       .def("__dlpack__", &ExportedArray::export_to, nb::kw_only(),
            nb::arg("stream").none() = nb::none(), nb::arg("keywords"),

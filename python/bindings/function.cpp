@@ -70,9 +70,10 @@ nb::object compute(const Definition& definition, PyObject* const* values, Py_ssi
   }
 }
 
-// For functions that the interpreter calls: null with an error set where `make` throws.
+// For functions that the interpreter calls: null with an error set where `make` throws. What is no
+// exception goes on: Python before 3.14 ends daemon threads by unwinding their stacks.
 template <class Make>
-PyObject* result_of(Make make) noexcept {
+PyObject* result_of(Make make) {
   try {
     return make().release().ptr();
   } catch (nb::python_error& error) {

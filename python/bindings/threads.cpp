@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -61,6 +63,18 @@ Status run_steps_in_order(const void* params, const Step* steps, int count) {
   return status;
 }
 
+// Takes the GIL back, or never returns. While the interpreter ends, Python before 3.14 has a thread
+// that asks for the GIL leave by pthread_exit, which unwinds the stack and would thereby give up
+// Python objects without the GIL. The thread sleeps instead until the process is gone, as it does
+// in later versions.
+void restore_or_sleep(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
 }  // namespace
 
 bool initialize_threads() {
@@ -100,7 +114,7 @@ Status run_steps(const void* params, const Step* steps, int count) {
   if (bytes < bytes_to_release_gil) return run_steps_in_order(params, steps, count);
   PyThreadState* state = PyEval_SaveThread();
   const Status status = run_steps_in_order(params, steps, count);
-  PyEval_RestoreThread(state);
+  restore_or_sleep(state);
   return status;
 }
 

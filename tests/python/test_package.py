@@ -55,6 +55,18 @@ def test_the_best_isa_is_the_default():
     assert result.stdout.strip() == best, result.stderr
 
 
+def test_the_package_can_be_imported_anew():
+    code = """
+        import sys
+        import rmsnorm
+        for name in [name for name in sys.modules if name.partition(".")[0] == "rmsnorm"]:
+            del sys.modules[name]
+        import rmsnorm
+    """
+    result = python("-W", "error", "-c", textwrap.dedent(code))
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_command_line():
     result = python("-m", "rmsnorm")
     assert result.returncode == 0, result.stdout + result.stderr

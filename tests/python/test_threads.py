@@ -209,3 +209,31 @@ def test_more_threads_than_rows(thread_count):
     expected = rmsnorm.rms_norm(x)
     thread_count(64)
     assert_same_bits(rmsnorm.rms_norm(x), expected)
+
+
+RUN_WHILE_THE_PROCESS_ENDS = """
+import threading, time
+import numpy as np, rmsnorm
+
+rmsnorm.set_num_threads({threads})
+x = np.ones((4096, 4096), np.float32)
+out = np.empty_like(x)
+called = threading.Semaphore(0)
+
+def work():
+    while True:
+        rmsnorm.rms_norm(x, out=out)
+        called.release()
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(3):
+    called.acquire()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_daemon_threads_in_large_calls_while_the_process_ends(threads):
+    """Python before 3.14 unwinds the stack of a thread that then asks for the GIL."""
+    result = in_a_process(RUN_WHILE_THE_PROCESS_ENDS.format(threads=threads))
+    assert result.returncode == 0, result.stderr
