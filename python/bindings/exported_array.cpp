@@ -65,7 +65,7 @@ class ExportedArray {
   const DeviceMemory* memory_;
 };
 
-// What an object has by the name from_dlpack, where that can be called; else null.
+// Returns null where the object has no from_dlpack that can be called.
 nb::object from_dlpack_of(nb::handle object) {
   nb::object found = find_attribute(object, "from_dlpack");
   return found.is_valid() && PyCallable_Check(found.ptr()) != 0 ? found : nb::object();
@@ -73,8 +73,8 @@ nb::object from_dlpack_of(nb::handle object) {
 
 std::string top_package(const std::string& module) { return module.substr(0, module.find('.')); }
 
-// The module that defines the type, and the packages around it. A function that one of them has
-// from elsewhere makes other arrays.
+// Asks the module that defines the type and then the packages around it. A function that one of
+// them has from elsewhere would make other arrays.
 nb::object from_dlpack_of_package(nb::handle type) {
   const nb::object defining = string_attribute(type, "__module__");
   const nb::object modules = nb::module_::import_("sys").attr("modules");
@@ -125,7 +125,7 @@ nb::object imported_array(nb::handle importer, nb::object exported) {
   } catch (nb::python_error& error) {
     if (!error.matches(PyExc_TypeError)) throw;
   }
-  // Those from before the protocol take the capsule.
+  // Functions from before the protocol take the capsule.
   return importer(exported.attr("__dlpack__")());
 }
 

@@ -17,7 +17,7 @@ nb::object export_array(const ArrayView& view, const Placement& placement);
 // them.
 nb::object importer_of(nb::handle source);
 
-// What that makes of an ExportedArray; the ExportedArray itself where importer is None.
+// The array that the importer makes of an ExportedArray; the ExportedArray where importer is None.
 nb::object imported_array(nb::handle importer, nb::object exported);
 
 void define_exported_array(nb::module_& m);

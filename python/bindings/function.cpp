@@ -19,7 +19,8 @@ namespace {
 constexpr const char* package = "rmsnorm";
 
 struct Function {
-  PyObject_HEAD vectorcallfunc vectorcall;
+  PyObject base;
+  vectorcallfunc vectorcall;
   PyObject* weak_references;
   const Definition* definition;
   PyObject* names[max_parameters];     // interned
@@ -98,7 +99,7 @@ PyObject* call(PyObject* self, PyObject* const* arguments, std::size_t count, Py
 
 // ---- attributes ----
 
-// Of the names in rmsnorm._typing.
+// The names in an annotation are those of rmsnorm._typing.
 nb::object evaluated(const char* annotation) {
   const nb::object names = nb::module_::import_("rmsnorm._typing").attr("__dict__");
   return nb::module_::import_("builtins").attr("eval")(annotation, names);

@@ -21,7 +21,7 @@ struct Parameter {
 
 constexpr int max_parameters = 18;
 
-// What a function computes from its arguments, one for each parameter; all are valid.
+// Computes a result from one argument for each parameter.
 using Compute = nb::object (*)(PyObject* const* arguments);
 
 struct Texts {

@@ -13,10 +13,13 @@ nb::object checked(PyObject* object) {
   return nb::steal(object);
 }
 
-// A string of Python may hold surrogates, which UTF-8 has no code for.
+// A string of Python may hold surrogates, which UTF-8 has no code for, and zeros, which would end a
+// message.
 std::string utf8(nb::handle string) {
+  const nb::object shown =
+      checked(PyUnicode_Replace(string.ptr(), nb::str("\0", 1).ptr(), nb::str("\\x00").ptr(), -1));
   const nb::object bytes =
-      checked(PyUnicode_AsEncodedString(string.ptr(), "utf-8", "backslashreplace"));
+      checked(PyUnicode_AsEncodedString(shown.ptr(), "utf-8", "backslashreplace"));
   char* data = nullptr;
   Py_ssize_t size = 0;
   if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw nb::python_error();

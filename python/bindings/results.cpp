@@ -103,8 +103,8 @@ std::int64_t bytes_of(const ArrayView& view) {
   return bytes;
 }
 
-// The number by which DLPack tells the CPUs of JAX apart, of which it may have several: that of the
-// array's. JAX exports each of them as 0 and takes each by its own.
+// JAX may divide a CPU into several devices. It exports the arrays of each as those of DLPack's
+// device 0 and takes arrays by the number of the device, which is asked of the array therefore.
 std::int32_t jax_cpu(nb::handle array) {
   try {
     const nb::object devices = array.attr("devices")();

@@ -7,7 +7,7 @@
 namespace rmsnorm::python {
 namespace {
 
-// What other libraries call the parameters.
+// The names that parameters have in other libraries.
 constexpr struct {
   const char* name;
   const char* parameter;
@@ -64,7 +64,7 @@ bool has(const Definition& function, const std::string& name) {
   return false;
 }
 
-// By spelling; empty where nothing is close.
+// The parameter whose name is spelt most alike; empty where none is close.
 std::string nearest_name(const Definition& function, nb::handle keyword) {
   nb::list names;
   for (int i = 0; i < function.count; ++i) names.append(function.parameters[i].name);
@@ -82,11 +82,15 @@ std::string name_meant(const Definition& function, nb::handle keyword) {
 }
 
 bool is_number(nb::handle value) {
-  return nb::isinstance(value, nb::module_::import_("numbers").attr("Number"));
+  const nb::object number = nb::module_::import_("numbers").attr("Number");
+  const int result =
+      PyObject_IsSubclass(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), number.ptr());
+  if (result < 0) throw nb::python_error();
+  return result == 1;
 }
 
-// "rms_norm(x, weight, eps=1e-05)" for the number at this position; integers are axes. Empty for
-// other values and functions.
+// Returns "rms_norm(x, weight, eps=1e-05)" for the number at this position, where integers are
+// axes, and nothing for other values and for functions without options.
 std::string call_with_keyword(const Definition& function, nb::handle value, int position) {
   if (!is_number(value) || !has(function, "eps")) return {};
   const char* keyword = PyLong_Check(value.ptr()) ? "axis" : "eps";
@@ -97,12 +101,11 @@ std::string call_with_keyword(const Definition& function, nb::handle value, int 
 }  // namespace
 
 void raise_unknown_keyword(const Definition& function, nb::handle keyword) {
+  std::string text = str_text(keyword) + ": is no argument of " + function.texts.name;
   const std::string meant = name_meant(function, keyword);
-  const std::string hint = meant.empty() ? "" : "; did you mean " + meant + "?";
-  raise(PyExc_TypeError, "%s: is no argument of %s%s Expected %s%s", str_text(keyword).c_str(),
-        function.texts.name, meant.empty() ? "." : hint.c_str(),
-        function.count == 0 ? "no argument" : "one of: ",
-        names_of(function, 0, function.count).c_str());
+  text += meant.empty() ? "." : "; did you mean " + meant + "?";
+  text += function.count == 0 ? " Expected no argument" : " Expected one of: ";
+  raise(PyExc_TypeError, "%s", (text + names_of(function, 0, function.count)).c_str());
 }
 
 void raise_given_twice(const Definition& function, int parameter) {
@@ -117,14 +120,15 @@ void raise_missing(const Definition& function, int parameter) {
 
 void raise_too_many(const Definition& function, PyObject* const* arguments, Py_ssize_t given) {
   const int positional = function.positional;
+  std::string text = std::string(function.texts.name) + ": expected at most " +
+                     std::to_string(positional) + " arguments by position";
+  if (positional > 0) text += " (" + names_of(function, 0, positional) + ")";
+  text += ", got " + std::to_string(given);
+  if (positional < function.count)
+    text += "; by keyword come " + names_of(function, positional, function.count);
   const std::string call = call_with_keyword(function, arguments[positional], positional);
-  const std::string taken = names_of(function, 0, positional);
-  const std::string keywords = names_of(function, positional, function.count);
-  raise(PyExc_TypeError, "%s: expected at most %d arguments by position%s%s%s, got %d%s%s%s%s",
-        function.texts.name, positional, positional > 0 ? " (" : "", taken.c_str(),
-        positional > 0 ? ")" : "", static_cast<int>(given),
-        keywords.empty() ? "" : "; by keyword come ", keywords.c_str(),
-        call.empty() ? "" : ", as in ", call.c_str());
+  if (!call.empty()) text += ", as in " + call;
+  raise(PyExc_TypeError, "%s", text.c_str());
 }
 
 void explain_number(const Definition& function, PyObject* const* arguments, Py_ssize_t given) {

@@ -1,4 +1,4 @@
-// What is said of arguments that do not fit a function's parameters.
+// Errors for arguments that do not fit a function's parameters.
 #pragma once
 
 #include <nanobind/nanobind.h>

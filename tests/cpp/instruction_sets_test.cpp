@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
@@ -83,9 +84,32 @@ TEST(InstructionSets, UnavailableOnesAreRefused) {
   }
 }
 
+TEST(InstructionSets, FoundByNameInAnyCase) {
+  for (const Isa wanted : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+    std::string text = name(wanted);
+    for (std::size_t i = 0; i <= text.size(); ++i) {
+      Isa found = static_cast<Isa>(-1);
+      EXPECT_TRUE(rmsnorm::cpu::find_isa(text.c_str(), &found)) << text;
+      EXPECT_EQ(found, wanted) << text;
+      if (i < text.size()) text[i] = static_cast<char>(std::toupper(text[i]));
+    }
+  }
+}
+
+TEST(InstructionSets, NotFoundByOtherNames) {
+  for (const char* text : {"", "avx", "avx3", "avx2 ", " avx2", "avx22", "avx512f", "scala", "NEON64",
+                           "\xe1vx2", "avx2\n"}) {
+    Isa isa = Isa::neon;
+    EXPECT_FALSE(rmsnorm::cpu::find_isa(text, &isa)) << text;
+    EXPECT_EQ(isa, Isa::neon) << text;
+  }
+}
+
 // CMakeLists.txt runs this with several values of RMSNORM_ISA, which is read once per process.
 TEST(ActiveInstructionSet, FollowsTheEnvironment) {
-  const std::string wanted = environment("RMSNORM_ISA");
+  std::string wanted = environment("RMSNORM_ISA");
+  std::transform(wanted.begin(), wanted.end(), wanted.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   const rmsnorm::cpu::IsaChoice choice = rmsnorm::cpu::active_isa();
   const std::vector<Isa> isas = available_isas();
   const bool known =

@@ -159,6 +159,33 @@ def check_shardings_in_types():
             assert_close(actual, expected)
 
 
+def check_arrays_of_each_device():
+    """The functions of rmsnorm itself return arrays on x's device."""
+    x, weight = normal((4, 64)), normal((64,), 1)
+    for device in jax.devices():
+        given, w = jax.device_put(x, device), jax.device_put(weight, device)
+        y, rstd = rmsnorm.rms_norm(given, w, return_rstd=True)
+        results = [y, rstd, *rmsnorm.add_rms_norm(given, given), rmsnorm.mean_square(given)]
+        results += rmsnorm.rms_norm_backward(given, given, w, has_bias=True)
+        assert all(r.devices() == {device} for r in results)
+        assert_same_bits(np.asarray(y), rmsnorm.rms_norm(x, weight))
+        assert_same_bits(np.asarray(y + given), np.asarray(y) + x)
+
+
+def check_arrays_on_several_devices_are_refused():
+    x, out = normal((8, 64)), np.full((8, 64), 7.0)
+    for given in (put(x, "rows"), put(x)):
+        for norm, arrays in ((rmsnorm.rms_norm, [given]), (rmsnorm.add_rms_norm, [given, x])):
+            try:
+                norm(*arrays, out=out)
+            except TypeError as error:
+                assert str(error).startswith("x: is a JAX array on 8 devices"), error
+                assert "rmsnorm.jax" in str(error)
+            else:
+                raise AssertionError("an array on several devices was taken")
+    assert (out == 7).all()
+
+
 for name, check in list(globals().items()):
     if name.startswith("check_"):
         check()

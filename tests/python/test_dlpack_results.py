@@ -115,7 +115,10 @@ def test_exported_arrays_are_arguments():
     assert_same_bits(as_numpy(again), expected)
     assert rmsnorm.rms_norm(y, weight, out=y) is y
     assert_same_bits(as_numpy(y), expected)
-    assert_same_bits(rmsnorm.rms_norm(x, rmsnorm.rms_norm(Producer(weight))), rmsnorm.rms_norm(x, rmsnorm.rms_norm(weight)))
+    assert_same_bits(
+        rmsnorm.rms_norm(x, rmsnorm.rms_norm(Producer(weight))),
+        rmsnorm.rms_norm(x, rmsnorm.rms_norm(weight)),
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (1,), (2, 0, 3)])
@@ -147,7 +150,9 @@ class ByItsType(Producer):
 
 class ByItsNamespace(ByItsType):
     def __array_namespace__(self, api_version=None):
-        return types.SimpleNamespace(from_dlpack=lambda producer: ("namespace", np.from_dlpack(producer)))
+        return types.SimpleNamespace(
+            from_dlpack=lambda producer: ("namespace", np.from_dlpack(producer))
+        )
 
 
 class NamespaceWithoutDLPack(ByItsType):
@@ -162,7 +167,9 @@ class TakesCapsules(Producer):
     def from_dlpack(capsule):
         if "PyCapsule" not in type(capsule).__name__:
             raise TypeError("expected a capsule")
-        producer = types.SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0))
+        producer = types.SimpleNamespace(
+            __dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0)
+        )
         return TakesCapsules(np.from_dlpack(producer))
 
 

@@ -6,6 +6,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import json
 import multiprocessing
 import pickle
 import pydoc
@@ -120,7 +121,9 @@ def test_the_signature_is_what_a_call_takes(function):
     required, defaults = {}, {}
     for name, parameter in signature.parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            required[name] = np.ones(arrays[name], F32) if name != "n" else rmsnorm.get_num_threads()
+            required[name] = (
+                np.ones(arrays[name], F32) if name != "n" else rmsnorm.get_num_threads()
+            )
         else:
             defaults[name] = parameter.default
     signature.bind(**required)
@@ -174,8 +177,7 @@ def test_names_and_help(function):
     assert kind.__module__ == "rmsnorm._core" and kind.__name__ == "Function"
     with pytest.raises(TypeError):
         kind()
-    with pytest.raises(AttributeError):
-        function.no_such_attribute
+    assert not hasattr(function, "no_such_attribute")
 
 
 def test_an_attribute_of_a_class_stays_the_function():
@@ -199,8 +201,8 @@ def test_ipython_completes_keywords():
 
 def test_keywords_that_are_not_interned():
     x = np.ones((2, 8), F32)
-    name = "".join(["e", "ps"])
-    assert_same_bits(rmsnorm.rms_norm(x, **{name: 0.5}), rmsnorm.rms_norm(x, eps=0.5))
+    options = json.loads('{"e\\u0070s": 0.5}')
+    assert_same_bits(rmsnorm.rms_norm(x, **options), rmsnorm.rms_norm(x, eps=0.5))
 
 
 # ---- examples ----

@@ -125,6 +125,56 @@ def test_an_isa_that_does_not_exist(isa):
             assert available in line
 
 
+@pytest.mark.parametrize("isa", rmsnorm.info()["cpu_isas"])
+def test_an_isa_in_any_case(isa):
+    for name in (isa.upper(), isa.title()):
+        result = python("-c", "import rmsnorm; print(rmsnorm.info()['cpu_isa'])", RMSNORM_ISA=name)
+        assert result.stdout.strip() == isa, result.stderr
+
+
+def test_a_name_of_no_isa_is_told_from_one_that_cannot_run():
+    code = "import numpy, rmsnorm; rmsnorm.rms_norm(numpy.ones((2, 8)))"
+    runnable = [
+        isa for isa in ("scalar", "avx2", "avx512", "neon") if isa in rmsnorm.info()["cpu_isas"]
+    ]
+    expected = f"expected one of: {', '.join(runnable)}"
+    result = python("-c", code, RMSNORM_ISA="avx3")
+    error = f"RuntimeError: RMSNORM_ISA: 'avx3' is the name of no instruction set; {expected}"
+    assert result.stderr.strip().endswith(error)
+    for isa in ISAS - set(runnable):
+        result = python("-c", code, RMSNORM_ISA=isa)
+        error = f"RuntimeError: RMSNORM_ISA: '{isa}' cannot run here; {expected}"
+        assert result.stderr.strip().endswith(error)
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"avx2\xe4", b"x" * 100_000, b"a\nb", "ä".encode()])
+def test_environment_variables_of_any_bytes(value):
+    code = """
+    import os, numpy, rmsnorm
+    environment = rmsnorm.info()["environment"]
+    for name in ("RMSNORM_ISA", "RMSNORM_NUM_THREADS"):
+        assert environment[name] == os.environ[name]
+    assert rmsnorm.info()["cpu_isa"] is None
+    try:
+        rmsnorm.rms_norm(numpy.ones((2, 8)))
+    except RuntimeError as error:
+        print(error)
+    """
+    environment = {b"RMSNORM_ISA": value, b"RMSNORM_NUM_THREADS": value}
+    result = python(
+        "-c", textwrap.dedent(code), **{k.decode(): os.fsdecode(v) for k, v in environment.items()}
+    )
+    assert result.returncode == 0, result.stderr
+    for text in (result.stdout, result.stderr.splitlines()[0]):
+        assert text.isascii() and len(text.strip()) < 400
+    assert (
+        "RMSNORM_ISA: '" in result.stdout and "is the name of no instruction set" in result.stdout
+    )
+    assert "RMSNORM_NUM_THREADS: expected an integer from 1 to 1024, got '" in result.stderr
+    result = python("-m", "rmsnorm", RMSNORM_ISA=os.fsdecode(value), PYTHONIOENCODING="ascii")
+    assert result.returncode == 1 and "no ISA is in use" in result.stderr
+
+
 def test_an_isa_that_this_cpu_lacks():
     lacking = sorted(ISAS - set(rmsnorm.info()["cpu_isas"]))
     for isa in lacking:

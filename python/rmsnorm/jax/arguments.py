@@ -51,7 +51,7 @@ def _repr_text(value: object) -> str:
     """For messages: a wrong value may be of any length, and fail as it is shown."""
     try:
         return _clipped(repr(value))
-    except Exception:
+    except Exception:  # noqa: BLE001  what comes from outside may raise anything
         return f"an object of type {_type_text(value)} that cannot be shown"
 
 
@@ -133,7 +133,9 @@ def _rounding(value: object) -> Rounding:
     for rounding in _ROUNDINGS:
         if value == rounding:
             return rounding  # type: ignore[return-value]
-    raise ValueError(f"rounding: expected 'once', 'before_weight' or 'rstd', got {_repr_text(value)}")
+    raise ValueError(
+        f"rounding: expected 'once', 'before_weight' or 'rstd', got {_repr_text(value)}"
+    )
 
 
 def _flag(value: object, name: str) -> bool:
