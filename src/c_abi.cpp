@@ -32,7 +32,9 @@ static_assert(RMSNORM_OK == static_cast<int>(Code::ok) &&
                   RMSNORM_OVERLAP == static_cast<int>(Code::overlap) &&
                   RMSNORM_ISA_UNAVAILABLE == static_cast<int>(Code::isa_unavailable) &&
                   RMSNORM_CUDA_ERROR == static_cast<int>(Code::cuda_error) &&
-                  RMSNORM_CUDA_UNAVAILABLE == static_cast<int>(Code::cuda_unavailable),
+                  RMSNORM_CUDA_UNAVAILABLE == static_cast<int>(Code::cuda_unavailable) &&
+                  RMSNORM_TOO_MANY_ELEMENTS == static_cast<int>(Code::too_many_elements) &&
+                  RMSNORM_UNADDRESSABLE == static_cast<int>(Code::unaddressable),
               "one numbering of codes for C and C++");
 static_assert(RMSNORM_CUDA_CURRENT_DEVICE == rmsnorm::cuda::current_device,
               "one name of the current device for C and C++");

@@ -2,9 +2,11 @@
 // call this before they touch memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 #include "contract.hpp"
 
@@ -21,6 +23,17 @@ inline std::int64_t checked_product(std::int64_t a, std::int64_t b) {
 #else
   return a != 0 && b > int64_max / a ? -1 : a * b;
 #endif
+}
+
+// The same, or the largest number: a product with a zero is zero whatever its order.
+inline std::int64_t saturated_product(std::int64_t a, std::int64_t b) {
+  const std::int64_t product = checked_product(a, b);
+  return product < 0 ? int64_max : product;
+}
+
+// a / b, rounded up, for a >= 0 and b > 0.
+constexpr std::int64_t quotient_rounded_up(std::int64_t a, std::int64_t b) {
+  return a / b + (a % b != 0 ? 1 : 0);
 }
 
 constexpr std::int64_t magnitude(std::int64_t a) { return a < 0 ? -a : a; }
@@ -175,8 +188,8 @@ inline bool exact_alias(const TensorRef& a, const TensorRef& b) {
 inline Code check_tensor(const TensorRef& t, Extent* e) {
   if (!is_valid(t.dtype)) return Code::invalid_dtype;
   if (t.rank > max_rank) return Code::invalid_rank;
-  // Sizes of zero are left out, so that products of some dimensions are in range too; 2^59 elements
-  // of any dtype, and padding to whole vectors, are within 64 bits.
+  // The bytes of 2^59 elements of any dtype, padded to whole vectors, are within 64 bits. Where a
+  // size is zero the others may be anything: nothing is there to be addressed.
   constexpr std::int64_t most = std::int64_t{1} << 59;
   e->element_size = size_in_bytes(t.dtype);
   e->rank = 0;
@@ -191,8 +204,7 @@ inline Code check_tensor(const TensorRef& t, Extent* e) {
       empty = true;
       continue;
     }
-    count = checked_product(count, size);
-    if (count < 0 || count > most) return Code::invalid_size;
+    count = saturated_product(count, size);
     addressable = addressable && add_dimension(size, t.strides[d], &below, &span, e);
   }
   const std::uintptr_t data = reinterpret_cast<std::uintptr_t>(t.data);
@@ -202,11 +214,12 @@ inline Code check_tensor(const TensorRef& t, Extent* e) {
     e->nested = true;
     return Code::ok;
   }
+  if (count > most) return Code::too_many_elements;
   if (t.data == nullptr) return Code::null_data;
   e->begin = data - static_cast<std::uintptr_t>(below);
   e->end = e->begin + static_cast<std::uintptr_t>(span);
   addressable = addressable && e->begin <= data && e->begin < e->end;
-  return addressable ? Code::ok : Code::invalid_size;
+  return addressable ? Code::ok : Code::unaddressable;
 }
 
 // First normalised dimension of x, or -1 for an axis outside of its rank.
@@ -244,8 +257,53 @@ Code check_broadcast(const TensorRef& x, int axis, const BasicTensor<Void>& t) {
   return Code::ok;
 }
 
-// Tensors of an operation with their extents, checked against each other as they are added, and
-// the status of the first check that failed.
+// Calls visit(argument, tensor) for every tensor, present or not, of the parameters of an
+// operation, in the order in which they are checked.
+template <class Params, class Visit>
+constexpr void for_each_tensor(Params& p, Visit visit) {
+  using Operation = typename std::remove_const<Params>::type;
+  visit(Argument::x, p.x);
+  if constexpr (std::is_same<Operation, BackwardParams>::value) {
+    visit(Argument::dy, p.dy);
+    visit(Argument::residual, p.residual);
+    visit(Argument::weight, p.weight);
+    visit(Argument::rstd, p.rstd);
+    visit(Argument::mean_square, p.mean_square);
+    visit(Argument::d_residual, p.d_residual);
+    visit(Argument::dx, p.dx);
+    visit(Argument::dweight, p.dweight);
+    visit(Argument::dbias, p.dbias);
+    visit(Argument::d_mean_square, p.d_mean_square);
+  } else if constexpr (std::is_same<Operation, ForwardParams>::value) {
+    visit(Argument::residual, p.residual);
+    visit(Argument::weight, p.weight);
+    visit(Argument::bias, p.bias);
+    visit(Argument::mean_square, p.mean_square);
+    visit(Argument::y, p.y);
+    visit(Argument::residual_out, p.residual_out);
+    visit(Argument::rstd, p.rstd);
+  } else {
+    visit(Argument::mean_square, p.mean_square);
+  }
+}
+
+template <class Params>
+constexpr std::size_t count_tensors() {
+  const Params p{};
+  std::size_t count = 0;
+  for_each_tensor(p, [&count](Argument, const auto&) { ++count; });
+  return count;
+}
+static_assert(count_tensors<ForwardParams>() * sizeof(Tensor) == offsetof(ForwardParams, axis) &&
+                  count_tensors<MeanSquareParams>() * sizeof(Tensor) ==
+                      offsetof(MeanSquareParams, axis) &&
+                  count_tensors<BackwardParams>() * sizeof(Tensor) ==
+                      offsetof(BackwardParams, workspace),
+              "no tensor is left out");
+
+// The tensors of an operation with their extents, checked against each other, and the status of the
+// first check that failed. All of them are added at once, so that each has its place.
+template <class Params>
 class TensorList {
  public:
   const Status& status() const { return status_; }
@@ -257,11 +315,16 @@ class TensorList {
     return true;
   }
 
-  // `t` may be absent, and most are: that is seen before a TensorRef is made.
-  template <class Void>
-  bool refuses(const BasicTensor<Void>& t, Argument argument) {
-    return t.present() && fails(add(t, argument), argument);
+  bool refuses_tensor(const Params& p) {
+    bool refused = false;
+    for_each_tensor(p, [&](Argument argument, const auto& t) {
+      refused = refused || this->refuses(t, argument);
+    });
+    return refused;
   }
+
+  // Memory that is no tensor of the operation, added once.
+  bool refuses_workspace(const Tensor& memory) { return refuses(memory, Argument::workspace); }
 
   // The output must not share memory with itself or with any other tensor; the inputs `aliases` may
   // be exactly the output.
@@ -276,6 +339,12 @@ class TensorList {
     Argument argument;
     Extent extent;
   };
+
+  // `t` may be absent, and most are: that is seen before a TensorRef is made.
+  template <class Void>
+  bool refuses(const BasicTensor<Void>& t, Argument argument) {
+    return t.present() && fails(add(t, argument), argument);
+  }
 
   Code add(const TensorRef& t, Argument argument) {
     Entry& entry = entries_[count_];
@@ -308,7 +377,7 @@ class TensorList {
     return nullptr;
   }
 
-  Entry entries_[12];
+  Entry entries_[count_tensors<Params>() + 1];
   int count_ = 0;
   Status status_;
 };
@@ -336,10 +405,12 @@ inline Code check_options(double eps, double weight_offset, bool has_weight, dou
 }  // namespace detail
 
 // The number of rows of x: the product of the sizes before its normalised axes. x and axis are
-// valid.
+// valid. Rows without elements may be more than 2^63 - 1, which is then the number.
 inline std::int64_t row_count(const ConstTensor& x, std::int32_t axis) {
   std::int64_t rows = 1;
-  for (int d = 0; d < detail::first_axis(x, axis); ++d) rows *= x.sizes[d];
+  for (int d = 0; d < detail::first_axis(x, axis); ++d) {
+    rows = detail::saturated_product(rows, x.sizes[d]);
+  }
   return rows;
 }
 
@@ -369,14 +440,8 @@ inline Status check(const ForwardParams& p) {
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
   const detail::TensorRef x(p.x);
-  detail::TensorList tensors;
-  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(p.residual, Argument::residual) ||
-      tensors.refuses(p.weight, Argument::weight) || tensors.refuses(p.bias, Argument::bias) ||
-      tensors.refuses(p.mean_square, Argument::mean_square) || tensors.refuses(p.y, Argument::y) ||
-      tensors.refuses(p.residual_out, Argument::residual_out) ||
-      tensors.refuses(p.rstd, Argument::rstd)) {
-    return tensors.status();
-  }
+  detail::TensorList<ForwardParams> tensors;
+  if (tensors.refuses_tensor(p)) return tensors.status();
 
   if (tensors.fails(check_sizes(x, p.residual, x.rank), Argument::residual) ||
       tensors.fails(check_sizes(x, p.y, x.rank), Argument::y) ||
@@ -420,10 +485,8 @@ inline Status check(const MeanSquareParams& p) {
   const int axis = detail::first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
   const Tensor& out = p.mean_square;
-  detail::TensorList tensors;
-  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(out, Argument::mean_square)) {
-    return tensors.status();
-  }
+  detail::TensorList<MeanSquareParams> tensors;
+  if (tensors.refuses_tensor(p)) return tensors.status();
   if (out.rank != axis) return {Code::invalid_rank, Argument::mean_square};
   if (!detail::sizes_equal(p.x, out, axis)) return {Code::invalid_size, Argument::mean_square};
   if (!detail::is_statistic(out.dtype)) return {Code::invalid_dtype, Argument::mean_square};
@@ -444,16 +507,8 @@ inline Status check(const BackwardParams& p) {
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
   const detail::TensorRef x(p.x), weight(p.weight);
-  detail::TensorList tensors;
-  if (tensors.refuses(p.x, Argument::x) || tensors.refuses(p.dy, Argument::dy) ||
-      tensors.refuses(p.residual, Argument::residual) ||
-      tensors.refuses(p.weight, Argument::weight) || tensors.refuses(p.rstd, Argument::rstd) ||
-      tensors.refuses(p.mean_square, Argument::mean_square) ||
-      tensors.refuses(p.d_residual, Argument::d_residual) || tensors.refuses(p.dx, Argument::dx) ||
-      tensors.refuses(p.dweight, Argument::dweight) || tensors.refuses(p.dbias, Argument::dbias) ||
-      tensors.refuses(p.d_mean_square, Argument::d_mean_square)) {
-    return tensors.status();
-  }
+  detail::TensorList<BackwardParams> tensors;
+  if (tensors.refuses_tensor(p)) return tensors.status();
 
   if (tensors.fails(check_sizes(x, p.dy, x.rank), Argument::dy) ||
       tensors.fails(check_sizes(x, p.residual, x.rank), Argument::residual) ||
@@ -503,17 +558,11 @@ inline Status check_workspace(const BackwardParams& p, std::int64_t needed) {
   if (reinterpret_cast<std::uintptr_t>(p.workspace) % 64 != 0) {
     return {Code::invalid_value, Argument::workspace};
   }
-  Tensor memory = vector(static_cast<float*>(p.workspace), needed / 4);
-  detail::TensorList tensors;
-  bool refused = tensors.refuses(memory, Argument::workspace);
-  for (const ConstTensor* t :
-       {&p.x, &p.dy, &p.residual, &p.weight, &p.rstd, &p.mean_square, &p.d_residual}) {
-    refused = refused || tensors.refuses(*t, Argument::none);
+  detail::TensorList<BackwardParams> tensors;
+  if (!tensors.refuses_workspace(vector(static_cast<float*>(p.workspace), needed / 4)) &&
+      !tensors.refuses_tensor(p)) {
+    tensors.refuses_output(Argument::workspace);
   }
-  for (const Tensor* t : {&p.dx, &p.dweight, &p.dbias, &p.d_mean_square}) {
-    refused = refused || tensors.refuses(*t, Argument::none);
-  }
-  if (!refused) tensors.refuses_output(Argument::workspace);
   return tensors.status();
 }
 

@@ -79,7 +79,7 @@ struct dtype_of<double> {
 
 // A view of memory that the caller owns. Strides are in elements, of any sign; the stride of a
 // dimension of size one is ignored. A default-made view is absent (rank -1): the option it stands
-// for is not used. A rank of zero is a scalar.
+// for is not used. A rank of zero is a scalar. Where a size is zero the others may be anything.
 constexpr int max_rank = 8;
 
 template <class Void>
@@ -213,18 +213,20 @@ enum class Argument : std::int32_t {
 
 enum class Code : std::int32_t {
   ok = 0,
-  missing,           // a tensor that the operation needs is absent
-  unexpected,        // a tensor or option that has no meaning here was given
-  invalid_dtype,     // not one of the four, or not the one that this argument must have
-  invalid_rank,      // rank above max_rank, or below what the operation needs
-  invalid_size,      // negative, or not the size that x asks for
-  invalid_value,     // NaN, infinite, negative or out of the option's range
-  null_data,         // no memory behind a tensor that has elements
-  self_overlap,      // elements of an output share memory, or its dimensions interleave
-  overlap,           // an output shares memory with another tensor other than as an exact alias
-  isa_unavailable,   // this CPU (or this build) cannot run the instruction set that was asked for
-  cuda_error,        // a CUDA call failed: Status::cuda_error says which way
-  cuda_unavailable,  // this build has no CUDA
+  missing,            // a tensor that the operation needs is absent
+  unexpected,         // a tensor or option that has no meaning here was given
+  invalid_dtype,      // not one of the four, or not the one that this argument must have
+  invalid_rank,       // rank above max_rank, or below what the operation needs
+  invalid_size,       // negative, or not the size that x asks for
+  invalid_value,      // NaN, infinite, negative or out of the option's range
+  null_data,          // no memory behind a tensor that has elements
+  self_overlap,       // elements of an output share memory, or its dimensions interleave
+  overlap,            // an output shares memory with another tensor other than as an exact alias
+  isa_unavailable,    // this CPU (or this build) cannot run the instruction set that was asked for
+  cuda_error,         // a CUDA call failed: Status::cuda_error says which way
+  cuda_unavailable,   // this build has no CUDA
+  too_many_elements,  // more than 2^59, at whatever strides
+  unaddressable,      // elements further apart than addresses reach
 };
 
 struct Status {
@@ -293,6 +295,8 @@ constexpr const char* text(Code c) {
     case Code::isa_unavailable: return "is an instruction set that cannot run here";
     case Code::cuda_error: return "a CUDA call failed";
     case Code::cuda_unavailable: return "this build has no CUDA";
+    case Code::too_many_elements: return "has more than 2^59 elements";
+    case Code::unaddressable: return "has elements further apart than addresses reach";
   }
   return "unknown status";
 }

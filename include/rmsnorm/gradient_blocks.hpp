@@ -34,7 +34,8 @@ struct RowRange {
   std::int64_t begin, end;
 };
 
-// No block spans two groups.
+// No block spans two groups. Rows that have nothing to be computed, those without elements and
+// without a gradient of their mean square, are in no block: they may be any number.
 struct GradientBlocks {
   int group_rank;  // leading row dimensions that tell the groups apart
   std::int64_t groups;
@@ -59,11 +60,13 @@ template <class RowsPerBlock>
 inline GradientBlocks gradient_blocks(const RowLayout& layout, RowsPerBlock rows_per_block) {
   GradientBlocks b = {layout.leading({role_dweight, role_dbias}), 1, 1, 1, 0};
   for (int d = 0; d < layout.row_rank(); ++d) {
-    (d < b.group_rank ? b.groups : b.rows_per_group) *= layout.row_size(d);
+    std::int64_t& count = d < b.group_rank ? b.groups : b.rows_per_group;
+    count = saturated_product(count, layout.row_size(d));
   }
   if (b.groups == 0 || b.rows_per_group == 0) return b;
+  if (layout.n() == 0 && !layout.operand(role_d_mean_square).present) return b;
   b.rows_per_block = rows_per_block(b.rows_per_group);
-  b.blocks_per_group = (b.rows_per_group + b.rows_per_block - 1) / b.rows_per_block;
+  b.blocks_per_group = quotient_rounded_up(b.rows_per_group, b.rows_per_block);
   return b;
 }
 
@@ -74,10 +77,13 @@ struct GradientSums {
   int rows;             // of a block: of dweight, of dbias or of both
 
   GradientSums(const BackwardParams& p, std::int64_t n)
-      : stride((n + 31) / 32 * 32 * size_in_bytes(compute_type(p))),
+      : stride(saturated_product(quotient_rounded_up(n, 32), 32 * size_in_bytes(compute_type(p)))),
         rows((p.dweight.present() ? 1 : 0) + (p.dbias.present() ? 1 : 0)) {}
 
-  std::int64_t bytes(std::int64_t blocks) const { return blocks * rows * stride; }
+  // int64_max in place of more, which nobody has: weights may vary over rows that are repeated.
+  std::int64_t bytes(std::int64_t blocks) const {
+    return saturated_product(saturated_product(blocks, rows), stride);
+  }
   // Of dbias where `second`.
   char* row(void* workspace, std::int64_t block, bool second) const {
     return static_cast<char*>(workspace) + (block * rows + (second ? 1 : 0)) * stride;

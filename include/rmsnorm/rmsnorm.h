@@ -41,7 +41,9 @@ enum {
   RMSNORM_OVERLAP = 9,
   RMSNORM_ISA_UNAVAILABLE = 10,
   RMSNORM_CUDA_ERROR = 11,
-  RMSNORM_CUDA_UNAVAILABLE = 12
+  RMSNORM_CUDA_UNAVAILABLE = 12,
+  RMSNORM_TOO_MANY_ELEMENTS = 13,
+  RMSNORM_UNADDRESSABLE = 14
 };
 
 /* A view of memory that the caller owns: strides in elements, of any sign; a rank of -1 is an

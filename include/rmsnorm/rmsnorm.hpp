@@ -41,8 +41,9 @@ Status mean_square(const MeanSquareParams& p, std::int64_t row_begin, std::int64
 //   status = rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p));
 //   if (status.ok()) status = rmsnorm::cpu::backward_reduce(p, 0, n);
 //
-// The numbers of blocks and bytes depend on sizes and dtypes alone; they are 0 for parameters that
-// check() refuses, bytes also without dweight and dbias.
+// The numbers of blocks and bytes depend on sizes and dtypes alone. They are 0 for parameters that
+// check() refuses and where no row has anything to be computed, bytes also without dweight and
+// dbias; more bytes than 2^63 - 1 are that number.
 std::int64_t backward_blocks(const BackwardParams& p) noexcept;
 std::int64_t backward_workspace(const BackwardParams& p) noexcept;
 

@@ -50,7 +50,7 @@ class RowLayout {
     for (int d = 0; d < first; ++d) row_sizes_[d] = x.sizes[d];
     for (int d = 0; d < inner_rank_; ++d) {
       inner_sizes_[d] = x.sizes[first + d];
-      n_ *= inner_sizes_[d];
+      n_ = saturated_product(n_, inner_sizes_[d]);
     }
   }
 
@@ -92,7 +92,7 @@ class RowLayout {
     for (int d = 0; d < row_rank_; ++d) {
       if (row_sizes_[d] == 1) continue;
       if (kept > 0 && mergeable(kept - 1, d)) {
-        row_sizes_[kept - 1] *= row_sizes_[d];
+        row_sizes_[kept - 1] = saturated_product(row_sizes_[kept - 1], row_sizes_[d]);
       } else {
         row_sizes_[kept++] = row_sizes_[d];
       }
@@ -108,13 +108,15 @@ class RowLayout {
   // The tensors that are present, in the order of their addition.
   int count() const { return count_; }
   Role role(int i) const { return roles_[i]; }
+  // Neither this nor rows() exceeds 2^59 where there are elements; without, each may be int64_max
+  // in place of more.
   std::int64_t n() const { return n_; }
   int row_rank() const { return row_rank_; }
   std::int64_t row_size(int d) const { return row_sizes_[d]; }
 
   std::int64_t rows() const {
     std::int64_t rows = 1;
-    for (int d = 0; d < row_rank_; ++d) rows *= row_sizes_[d];
+    for (int d = 0; d < row_rank_; ++d) rows = saturated_product(rows, row_sizes_[d]);
     return rows;
   }
 

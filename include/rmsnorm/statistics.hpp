@@ -19,30 +19,58 @@ struct SafeRange;
 template <>
 struct SafeRange<float> {
   static constexpr double least = 0x1p-100, most = 0x1p126;
+  static constexpr double least_normal_rstd = 0x1p-126;
 };
 template <>
 struct SafeRange<double> {
   static constexpr double least = 0x1p-1000, most = 0x1p1020;
+  static constexpr double least_normal_rstd = 0x1p-1022;
 };
 
+// 1 - v r^2, for an r near 1 / sqrt(v). Half of it is what r lacks, relative to r.
+RMSNORM_HOST_DEVICE inline double root_residual(double v, double r) {
+  const double square = r * r;
+  const double square_error = std::fma(r, r, -square);
+  return std::fma(-v, square_error, std::fma(-v, square, 1.0));
+}
+
 // 1 / sqrt(v), rounded to C. The root and the quotient in double leave 29 bits for float; for
-// double their errors are removed by a Newton step on the exact residual 1 - v r^2.
+// double their errors are removed by a Newton step on the residual.
 template <class C>
 RMSNORM_HOST_DEVICE inline double reciprocal_root(double v) {
   const double r = 1.0 / std::sqrt(v);
   if (sizeof(C) == sizeof(float)) return static_cast<double>(static_cast<float>(r));
   if (!(v >= SafeRange<double>::least && v <= SafeRange<double>::most)) return r;
-  const double square = r * r;
-  const double square_error = std::fma(r, r, -square);
-  const double residual = std::fma(-v, square_error, std::fma(-v, square, 1.0));
-  return std::fma(0.5 * r, residual, r);
+  return std::fma(0.5 * r, root_residual(v, r), r);
 }
 
-// A row is normalised as (x * 2^exponent) * rstd.
+// A row is normalised as (x * 2^exponent) * rstd. The rest is what rstd lacks of the root where
+// there is an exponent.
 struct RowScale {
   double rstd;
   int exponent;
+  double rest;
 };
+
+// Of the mean square v of a row that is scaled so that v is in the safe range.
+template <class C>
+RMSNORM_HOST_DEVICE inline RowScale scale_of_root(double v, int exponent) {
+  const double r = reciprocal_root<C>(v);
+  return {r, exponent, 0.5 * r * root_residual(v, r)};
+}
+
+// rstd * 2^exponent as the number of C that is returned. Where C has fewer bits for it than for
+// rstd, the root itself is rounded: rounding twice can err by up to 0.75 units. What is found first
+// misses what both roundings cut off, and the fma rounds their sum once.
+template <class C>
+RMSNORM_HOST_DEVICE inline C returned_rstd(const RowScale& scale) {
+  if (scale.exponent == 0) return static_cast<C>(scale.rstd);
+  const C near = static_cast<C>(std::ldexp(scale.rstd, scale.exponent));
+  const double found = static_cast<double>(near);
+  if (!(found >= 0.0 && found <= SafeRange<C>::least_normal_rstd)) return near;
+  const double missing = scale.rstd - std::ldexp(found, -scale.exponent) + scale.rest;
+  return static_cast<C>(std::fma(missing, std::ldexp(1.0, scale.exponent), found));
+}
 
 // The exponent that brings the larger of a row's largest magnitude and sqrt(eps) to [1, 2).
 RMSNORM_HOST_DEVICE inline int exponent_to_one(double largest, double eps) {
@@ -53,9 +81,9 @@ RMSNORM_HOST_DEVICE inline int exponent_to_one(double largest, double eps) {
 // With statistics that the caller gives, only 1 / sqrt can leave the range of C.
 template <class C>
 RMSNORM_HOST_DEVICE inline RowScale rescue_given(double v) {
-  if (!(v > 0.0) || !(v - v == 0.0)) return {reciprocal_root<C>(v), 0};
+  if (!(v > 0.0) || !(v - v == 0.0)) return {reciprocal_root<C>(v), 0, 0.0};
   const int exponent = -std::ilogb(v) / 2;
-  return {reciprocal_root<C>(std::ldexp(v, 2 * exponent)), exponent};
+  return scale_of_root<C>(std::ldexp(v, 2 * exponent), exponent);
 }
 
 inline bool is_16_bit(DType t) { return size_in_bytes(t) == 2; }

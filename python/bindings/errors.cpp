@@ -91,16 +91,19 @@ std::string expected_shape_text(Argument argument, const Call& call) {
   }
 }
 
+[[noreturn]] void raise_rank_of_x(const Call& call) {
+  if (call.x.rank == 0) raise(PyExc_ValueError, "x: expected at least one dimension, got shape ()");
+  raise(
+      PyExc_ValueError,
+      "x: shape %s has more than %d dimensions, which must merge into %d or fewer; the strides of "
+      "x, %s, or of another array do not allow that",
+      shape_text(call.x).c_str(), max_rank, max_rank, strides_text(call.x).c_str());
+}
+
 [[noreturn]] void raise_shape(Argument argument, const Call& call) {
   const ArrayView& view = *call.array(argument);
-  if (argument == Argument::x) {
-    if (view.rank == 0) raise(PyExc_ValueError, "x: expected at least one dimension, got shape ()");
-    raise(
-        PyExc_ValueError,
-        "x: shape %s with strides %s cannot be processed; more than %d dimensions must merge into "
-        "%d or fewer",
-        shape_text(view).c_str(), strides_text(view).c_str(), max_rank, max_rank);
-  }
+  if (argument == Argument::x)
+    raise(PyExc_ValueError, "x: expected sizes >= 0, got shape %s", shape_text(view).c_str());
   const Argument decisive = argument == Argument::dweight ? Argument::weight : Argument::x;
   raise(PyExc_ValueError, "%s: expected shape %s for %s of shape %s, got %s",
         call.python_name(argument), expected_shape_text(argument, call).c_str(),
@@ -247,7 +250,16 @@ void raise_status(const Status& status, const Call& call) {
   const ArrayView* view = call.array(argument);
   switch (status.code) {
     case Code::invalid_rank:
+      if (argument == Argument::x) raise_rank_of_x(call);
+      raise_shape(argument, call);
     case Code::invalid_size: raise_shape(argument, call);
+    case Code::too_many_elements:
+      raise(PyExc_ValueError, "%s: shape %s has more than 2**59 elements", name,
+            shape_text(*view).c_str());
+    case Code::unaddressable:
+      raise(PyExc_ValueError,
+            "%s: shape %s with strides %s (in elements) reaches further than addresses do", name,
+            shape_text(*view).c_str(), strides_text(*view).c_str());
     case Code::invalid_value: raise_value(argument, call);
     case Code::invalid_dtype:
       raise(PyExc_TypeError, "%s: expected dtype float32 or float64, got %s", name,

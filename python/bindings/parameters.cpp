@@ -2,41 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <rmsnorm/check.hpp>
 
 namespace rmsnorm::python {
 namespace {
-
-// visit(argument, tensor) for every tensor of a parameter struct.
-template <class Visit>
-void for_each_tensor(ForwardParams& p, Visit visit) {
-  visit(Argument::x, p.x);
-  visit(Argument::residual, p.residual);
-  visit(Argument::weight, p.weight);
-  visit(Argument::bias, p.bias);
-  visit(Argument::mean_square, p.mean_square);
-  visit(Argument::y, p.y);
-  visit(Argument::residual_out, p.residual_out);
-  visit(Argument::rstd, p.rstd);
-}
-template <class Visit>
-void for_each_tensor(MeanSquareParams& p, Visit visit) {
-  visit(Argument::x, p.x);
-  visit(Argument::mean_square, p.mean_square);
-}
-template <class Visit>
-void for_each_tensor(BackwardParams& p, Visit visit) {
-  visit(Argument::dy, p.dy);
-  visit(Argument::x, p.x);
-  visit(Argument::residual, p.residual);
-  visit(Argument::weight, p.weight);
-  visit(Argument::rstd, p.rstd);
-  visit(Argument::mean_square, p.mean_square);
-  visit(Argument::d_residual, p.d_residual);
-  visit(Argument::dx, p.dx);
-  visit(Argument::dweight, p.dweight);
-  visit(Argument::dbias, p.dbias);
-  visit(Argument::d_mean_square, p.d_mean_square);
-}
 
 template <class Tensor>
 void fill(Tensor& t, const ArrayView& view) {
@@ -65,11 +34,17 @@ Follows follows(Argument argument) {
   }
 }
 
-constexpr int max_arrays = 11;
+bool has_elements(const ArrayView& view) {
+  return std::find(view.sizes, view.sizes + view.rank, 0) == view.sizes + view.rank;
+}
 
+template <class Params>
 class Merge {
  public:
-  explicit Merge(const Call& call) : call_(call), axis_(call.first_axis()) {}
+  explicit Merge(const Call& call)
+      : call_(call),
+        axis_(call.first_axis()),
+        has_rows_(std::find(call.x.sizes, call.x.sizes + axis_, 0) == call.x.sizes + axis_) {}
 
   // Every array of the call is added, then merge() is called, then the merged views are written.
   Status add(Argument argument) {
@@ -81,74 +56,100 @@ class Merge {
     const int skipped = rank - view.rank;  // leading dimensions that broadcasting adds
     if (skipped < 0 || skipped > (rule == Follows::broadcast ? axis_ : 0))
       return {Code::invalid_rank, argument};
-    std::int64_t* strides = strides_[count_];
-    std::fill_n(strides, x.rank, 0);
-    std::fill_n(stretched_[count_], x.rank, rule == Follows::broadcast);
+    Walk& walk = walks_[count_];
+    for (int d = 0; d < x.rank; ++d) walk.set(d, 0, rule == Follows::broadcast && d < axis_);
     for (int d = skipped; d < rank; ++d) {
-      const std::int64_t size = view.sizes[d - skipped];
-      const bool stretched = rule == Follows::broadcast && d < axis_ && size == 1;
-      if (size != x.sizes[d] && !stretched) return {Code::invalid_size, argument};
-      stretched_[count_][d] = stretched;
-      if (size != 1) strides[d] = view.strides[d - skipped];
+      const std::int64_t size = view.sizes[d - skipped], stride = view.strides[d - skipped];
+      if (size == 1 && walk.stretched[d]) continue;
+      if (size != x.sizes[d]) return {Code::invalid_size, argument};
+      if (!is_walked(view)) continue;
+      const bool repeats = walk.stretched[d] && stride == 0 && is_free_to_stretch(argument);
+      walk.set(d, size == 1 ? 0 : stride, repeats);
     }
-    arguments_[count_++] = argument;
+    if (!has_elements(view)) std::fill_n(walk.stretched, x.rank, false);
+    walk.argument = argument;
+    ++count_;
     return {};
   }
 
   Status merge() {
     const ArrayView& x = call_.x;
-    // Nothing is read or written then, but for the sums over no rows.
-    const bool empty =
-        call_.gradients == nullptr && std::find(x.sizes, x.sizes + x.rank, 0) != x.sizes + x.rank;
     for (int d = 0; d < x.rank; ++d) {
       if (d == axis_) rows_rank_ = rank_;
       const bool normalised = d >= axis_;
       const bool last = d == x.rank - 1;
       if (x.sizes[d] == 1 && !(last && rank_ == rows_rank_)) continue;
-      if (rank_ > (normalised ? rows_rank_ : 0) && (empty || merges(d))) {
-        sizes_[rank_ - 1] *= x.sizes[d];
+      if (rank_ > (normalised ? rows_rank_ : 0) && merges(d)) {
+        sizes_[rank_ - 1] = rmsnorm::detail::saturated_product(sizes_[rank_ - 1], x.sizes[d]);
       } else {
         sizes_[rank_++] = x.sizes[d];
       }
-      for (int i = 0; i < count_; ++i) {
-        strides_[i][rank_ - 1] = strides_[i][d];
-        stretched_[i][rank_ - 1] = stretched_[i][d];
-      }
+      for (int i = 0; i < count_; ++i)
+        walks_[i].set(rank_ - 1, walks_[i].strides[d], walks_[i].stretched[d]);
     }
     return rank_ <= max_rank ? Status{} : Status{Code::invalid_rank, Argument::x};
   }
 
   template <class Tensor>
   void write(Argument argument, Tensor& t) const {
-    const Argument* found = std::find(arguments_, arguments_ + count_, argument);
-    if (found == arguments_ + count_) return;
+    const Walk* walk = std::find_if(walks_, walks_ + count_,
+                                    [argument](const Walk& w) { return w.argument == argument; });
+    if (walk == walks_ + count_) return;
     t.data = call_.array(argument)->data;
     t.dtype = call_.array(argument)->dtype;
     t.rank = follows(argument) == Follows::rows ? rows_rank_ : rank_;
-    const auto index = found - arguments_;
-    for (int d = 0; d < t.rank; ++d) t.sizes[d] = stretched_[index][d] ? 1 : sizes_[d];
-    std::copy_n(strides_[index], t.rank, t.strides);
+    for (int d = 0; d < t.rank; ++d) t.sizes[d] = walk->stretched[d] ? 1 : sizes_[d];
+    std::copy_n(walk->strides, t.rank, t.strides);
   }
 
   std::int32_t axis() const { return rows_rank_; }
 
  private:
-  // Stepping once along the last kept dimension is stepping through all of dimension d.
+  // How an array is walked: of x's dimensions, then, in place, of the merged ones, whose number
+  // never passes that of the dimension being read.
+  struct Walk {
+    Argument argument;
+    std::int64_t strides[max_dimensions];
+    // Where one element is repeated along a dimension. Outputs that are sums keep it so.
+    bool stretched[max_dimensions];
+
+    void set(int d, std::int64_t stride, bool is_stretched) {
+      strides[d] = stride;
+      stretched[d] = is_stretched;
+    }
+
+    // Stepping once along dimension `outer` is stepping through all `size` of dimension d.
+    bool merges(int outer, int d, std::int64_t size) const {
+      if (stretched[outer] != stretched[d]) return false;
+      if (size == 0) return strides[outer] == 0;
+      return strides[outer] % size == 0 && strides[outer] / size == strides[d];
+    }
+  };
+
+  // Without rows there is nothing to read, and nothing to write but gradients. An array that is not
+  // walked has strides of zero, which any dimensions merge with.
+  bool is_walked(const ArrayView& view) const {
+    return has_elements(view) && (has_rows_ || call_.gradients != nullptr);
+  }
+
+  // An input whose stride repeats it is broadcast as well, unless a gradient has its shape.
+  bool is_free_to_stretch(Argument argument) const {
+    const bool is_input = argument == Argument::weight || argument == Argument::bias;
+    return is_input && (call_.gradients == nullptr || !call_.gradients->dweight.present());
+  }
+
   bool merges(int d) const {
     for (int i = 0; i < count_; ++i)
-      if (strides_[i][rank_ - 1] != strides_[i][d] * call_.x.sizes[d]) return false;
+      if (!walks_[i].merges(rank_ - 1, d, call_.x.sizes[d])) return false;
     return true;
   }
 
   const Call& call_;
   const int axis_;
+  const bool has_rows_;
   int count_ = 0;
-  Argument arguments_[max_arrays];
-  // Of x's dimensions, then, in place, of the merged ones: rank_ never passes the d being read.
-  std::int64_t strides_[max_arrays][max_dimensions];
-  std::int64_t sizes_[max_dimensions];
-  // Where an array of one element is repeated along a dimension. Outputs that are sums keep it so.
-  bool stretched_[max_arrays][max_dimensions];
+  Walk walks_[rmsnorm::detail::count_tensors<Params>()];
+  std::int64_t sizes_[max_dimensions];  // of the merged dimensions
   int rank_ = 0;
   int rows_rank_ = 0;  // merged dimensions before the normalised ones
 };
@@ -157,24 +158,25 @@ class Merge {
 template <class Params>
 Status make_tensors(const Call& call, Params& p) {
   int rank = 0;
-  for_each_tensor(p, [&](Argument argument, const auto&) {
+  rmsnorm::detail::for_each_tensor(p, [&](Argument argument, const auto&) {
     rank = std::max(rank, call.array(argument)->rank);
   });
   if (rank <= max_rank) {
     p.axis = call.axis;
-    for_each_tensor(p,
-                    [&](Argument argument, auto& tensor) { fill(tensor, *call.array(argument)); });
+    rmsnorm::detail::for_each_tensor(
+        p, [&](Argument argument, auto& tensor) { fill(tensor, *call.array(argument)); });
     return {};
   }
-  Merge merge(call);
+  Merge<Params> merge(call);
   Status status;
-  for_each_tensor(p, [&](Argument argument, const auto&) {
+  rmsnorm::detail::for_each_tensor(p, [&](Argument argument, const auto&) {
     if (status.ok()) status = merge.add(argument);
   });
   if (status.ok()) status = merge.merge();
   if (!status.ok()) return status;
   p.axis = merge.axis();
-  for_each_tensor(p, [&](Argument argument, auto& tensor) { merge.write(argument, tensor); });
+  rmsnorm::detail::for_each_tensor(
+      p, [&](Argument argument, auto& tensor) { merge.write(argument, tensor); });
   return {};
 }
 

@@ -14,7 +14,8 @@ double element_count(const ArrayView& view) {
 
 std::int64_t elements_per_row(const ArrayView& x, int first_axis) {
   std::int64_t count = 1;
-  for (int d = first_axis; d < x.rank; ++d) count *= x.sizes[d];
+  for (int d = first_axis; d < x.rank; ++d)
+    count = rmsnorm::detail::saturated_product(count, x.sizes[d]);
   return count;
 }
 

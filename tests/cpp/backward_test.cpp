@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "case_grid.hpp"
 #include "gradient_implementations.hpp"
@@ -302,6 +303,78 @@ TEST(Backward, EmptyOutputsAreNotWritten) {
   for (const float v : memory) EXPECT_EQ(v, 7.0f);
 }
 
+// An array has a place for each of them, and those that backward lists with its workspace are all.
+TEST(Backward, AWorkspaceOverAnyTensorIsRefused) {
+  alignas(64) static float tensors[11][16], workspace[96];
+  const char* const names[] = {"x",       "dy",          "residual",     "weight",
+                               "rstd",    "mean_square", "d_residual",   "dx",
+                               "dweight", "dbias",       "d_mean_square"};
+  BackwardParams all;
+  int count = 0;
+  rmsnorm::detail::for_each_tensor(all, [&](Argument argument, auto& t) {
+    EXPECT_STREQ(name(argument), names[count]);
+    const bool per_row = argument == Argument::rstd || argument == Argument::mean_square ||
+                         argument == Argument::d_mean_square;
+    t = per_row ? view_of(tensors[count], {2}, {1})
+        : argument == Argument::weight || argument == Argument::dweight ||
+                argument == Argument::dbias
+            ? view_of(tensors[count], {8}, {1})
+            : view_of(tensors[count], {2, 8}, {8, 1});
+    ++count;
+  });
+  ASSERT_EQ(count, 11);
+  all.workspace = workspace;
+  all.workspace_bytes = rmsnorm::cpu::backward_workspace(all);
+  ASSERT_LE(all.workspace_bytes, static_cast<std::int64_t>(sizeof workspace));
+  EXPECT_TRUE(rmsnorm::cpu::backward(all, 0, 1).ok());
+  for (auto& memory : tensors) {
+    BackwardParams over = all;
+    over.workspace = memory;
+    const Status status = rmsnorm::cpu::backward(over, 0, 1);
+    EXPECT_EQ(status.code, Code::overlap);
+    EXPECT_EQ(status.argument, Argument::workspace);
+  }
+}
+
+// Gradients that vary over 2^55 rows, of which all but those of dx may be one in memory.
+TEST(Backward, AWorkspaceBeyond64BitsIsThatOfNobody) {
+  constexpr std::int64_t rows = std::int64_t{1} << 55;
+  float memory[8] = {};
+  const auto far = [](int exponent) {  // never touched
+    rmsnorm::Tensor t = view_of(nullptr, {rows, 8}, {8, 1});
+    t.data = reinterpret_cast<void*>(std::uintptr_t{1} << exponent);
+    return t;
+  };
+  BackwardParams p = call_on(view_of(memory, {rows, 8}, {0, 1}));
+  p.weight = view_of(memory, {rows, 8}, {0, 1});
+  p.dx = far(61);
+  p.dweight = far(62);
+  p.dbias = far(63);
+  EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), std::numeric_limits<std::int64_t>::max());
+  alignas(64) static float workspace[16];
+  p.workspace = workspace;
+  p.workspace_bytes = std::numeric_limits<std::int64_t>::max() - 1;
+  EXPECT_EQ(rmsnorm::cpu::backward(p, 0, 1).code, Code::invalid_size);
+  EXPECT_EQ(rmsnorm::cpu::backward_reduce(p, 0, 8).code, Code::invalid_size);
+}
+
+// Sums of no rows are written as the zeros that they are: a walk over the 2^40 pairs of the two
+// outputs' rows would not end.
+TEST(Backward, GroupsWithoutRowsAreNotVisited) {
+  constexpr std::int64_t count = 1 << 20;
+  std::vector<float> dweight(count * 2, 7), dbias(count * 2, 7);
+  float weight[2] = {1, 1};
+  BackwardParams p = call_on(view_of(nullptr, {count, count, 0, 2}, {0, 0, 0, 1}));
+  p.weight = view_of(weight, {count, 1, 1, 2}, {0, 0, 0, 1});
+  p.dweight = view_of(dweight.data(), {count, 1, 1, 2}, {2, 0, 0, 1});
+  p.dbias = view_of(dbias.data(), {count, 1, 2}, {2, 0, 1});
+  EXPECT_EQ(rmsnorm::cpu::backward_blocks(p), 0);
+  EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 0);
+  EXPECT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, 2).ok());
+  EXPECT_EQ(std::count(dweight.begin(), dweight.end(), 0.0f), 2 * count);
+  EXPECT_EQ(std::count(dbias.begin(), dbias.end(), 0.0f), 2 * count);
+}
+
 // Otherwise this test would not end.
 TEST(Backward, RowsWithoutElementsAreNotVisited) {
   BackwardParams p = call_on(view_of(nullptr, {std::int64_t{1} << 50, 0}, {0, 1}));
@@ -310,19 +383,33 @@ TEST(Backward, RowsWithoutElementsAreNotVisited) {
   EXPECT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, 0).ok());
 }
 
-TEST(Backward, SizesWhoseProductsExceed64BitsAreRefused) {
-  constexpr std::int64_t large = std::int64_t{1} << 40;
+// With one size of zero there is nothing to compute, whatever the product of the others.
+TEST(Backward, EmptyTensorsMayHaveSizesWhoseProductsExceed64Bits) {
+  constexpr std::int64_t large = std::int64_t{1} << 40,
+                         most = std::numeric_limits<std::int64_t>::max();
   for (const std::initializer_list<std::int64_t>& sizes :
        {std::initializer_list<std::int64_t>{0, large, large},
         {large, large, 0},
         {large, 0, large},
-        {0, large << 22, 1}}) {
-    BackwardParams p = call_on(view_of(nullptr, sizes, {1, 1, 1}));
-    p.axis = 1;
-    const Status status = rmsnorm::cpu::backward(p, 0, 0);
-    EXPECT_EQ(status.code, Code::invalid_size);
-    EXPECT_EQ(status.argument, Argument::x);
-    EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 0);
+        {0, large << 22, 1},
+        {most, most, 0},
+        {0, most, most},
+        {most, 0, most}}) {
+    for (const int axis : {0, 1, 2}) {
+      BackwardParams p = call_on(view_of(nullptr, sizes, {1, 1, 1}));
+      p.axis = axis;
+      p.weight = p.dweight = p.dbias = p.dx;  // vary over all dimensions
+      EXPECT_EQ(rmsnorm::cpu::backward_blocks(p), 0);
+      EXPECT_EQ(rmsnorm::cpu::backward_workspace(p), 0);
+      EXPECT_TRUE(rmsnorm::cpu::backward(p, 0, 0).ok());
+      const bool has_columns = std::find(sizes.begin() + axis, sizes.end(), 0) == sizes.end();
+      EXPECT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, has_columns ? 1 : 0).ok());
+      rmsnorm::ForwardParams f;
+      f.x = f.residual = f.weight = f.bias = p.x;
+      f.y = f.residual_out = p.dx;
+      f.axis = axis;
+      EXPECT_TRUE(rmsnorm::cpu::forward(f, 0, row_count(f.x, axis)).ok());
+    }
   }
 }
 

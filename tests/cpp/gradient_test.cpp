@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 
 #include "case_grid.hpp"
 #include "gradient_implementations.hpp"
@@ -143,6 +144,150 @@ TEST(Gradient, ANaNStaysInItsRowAndReachesTheSums) {
       }
       for (std::size_t i = 0; i < 40; ++i) EXPECT_TRUE(is_nan(t, after.dweight[i])) << f.name;
       EXPECT_EQ(before.dbias, after.dbias) << f.name << ' ' << describe(c);
+    }
+  }
+}
+
+// ---- factors that are not finite ----
+
+enum class Kind { nan, negative_infinity, negative, zero, positive, infinity };
+
+Kind kind_of(double v) {
+  if (std::isnan(v)) return Kind::nan;
+  if (std::isinf(v)) return v < 0 ? Kind::negative_infinity : Kind::infinity;
+  return v < 0 ? Kind::negative : v > 0 ? Kind::positive : Kind::zero;
+}
+
+// The formula of one row by the operations of the compute type, in ascending order: whether a
+// result is NaN or infinite does not depend on the order as long as finite sums stay in range.
+GradientResults of_formula(const GradientCase& c, const GradientInputs& in) {
+  const DType t = c.compute_type();
+  const auto rounded = [t](double v) { return round_to(t, v); };
+  const bool given = c.forward.mean_square.present;
+  const std::size_t count = in.x.size();
+  double mean = 0;
+  for (const double x : in.x) mean += x * x / static_cast<double>(count);
+  const double root = std::sqrt((given ? in.mean_square[0] : mean) + c.forward.eps);
+  std::vector<double> g(count), xhat(count);
+  double sum = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    // The double holds roots whose reciprocals leave the compute type, as scaled rows do.
+    xhat[i] = rounded(in.x[i] / root);
+    const double w = c.forward.weight.present ? in.weight[i] : 1;
+    g[i] = rounded(in.dy[i] * rounded(w + rounded(c.forward.weight_offset)));
+    sum += g[i] * xhat[i];
+  }
+  const double factor = rounded(sum / static_cast<double>(count));
+  GradientResults results;
+  for (std::size_t i = 0; i < count; ++i) {
+    const double d = given ? g[i] : std::fma(-factor, xhat[i], g[i]);
+    results.dx.push_back(encode(c.dx.dtype, round_to(c.dx.dtype, d / root)));
+    results.dweight.push_back(
+        encode(c.dweight.dtype, round_to(c.dweight.dtype, in.dy[i] * xhat[i])));
+  }
+  if (given) {
+    const double rstd = 1 / root;
+    const DType out = c.d_mean_square.dtype;
+    results.d_mean_square = {encode(out, round_to(out, -0.5 * rstd * sum * rstd))};
+  }
+  return results;
+}
+
+void expect_kinds(const GradientCase& c, const char* what, DType t,
+                  const std::vector<std::uint64_t>& expected, const std::vector<std::uint64_t>& got,
+                  const std::string& name) {
+  ASSERT_EQ(expected.size(), got.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(kind_of(decode(t, got[i])), kind_of(decode(t, expected[i])))
+        << name << ' ' << what << '[' << i << "] is " << decode(t, got[i]) << ", expected "
+        << decode(t, expected[i]) << "; " << describe(c);
+  }
+}
+
+// In every layout, some of which have no kernel of their own.
+void expect_formula(GradientCase c, const std::function<void(BackwardProblem&)>& set) {
+  for (const Layout layout : {Layout::contiguous, Layout::inner_stride_two}) {
+    c.forward.x.layout = layout;
+    for (const GradientImplementation& f : gradient_implementations()) {
+      BackwardProblem problem(c, f.workspace_bytes);
+      set(problem);
+      problem.keep();
+      const GradientResults expected = of_formula(c, problem.inputs());
+      const GradientResults got = f.run(problem);
+      expect_kinds(c, "dx", c.dx.dtype, expected.dx, got.dx, f.name);
+      expect_kinds(c, "dweight", c.dweight.dtype, expected.dweight, got.dweight, f.name);
+      expect_kinds(c, "d_mean_square", c.d_mean_square.dtype, expected.d_mean_square,
+                   got.d_mean_square, f.name);
+    }
+  }
+}
+
+constexpr std::int64_t lengths_with_rests[] = {1, 2, 8, 31, 32, 33, 255, 256, 257, 2500};
+
+// Which products of a row are negative; with a zero among them, whose product with infinity is NaN.
+double signed_value(int signs, std::int64_t i, std::int64_t n) {
+  if (signs == 2 && i == n / 2) return 0;
+  return signs == 1 && i % 3 == 1 ? -0.5 : 0.5;
+}
+
+TEST(Gradient, GivenMeanSquaresMayBeAnything) {
+  constexpr double infinity = HUGE_VAL;
+  for (const DType t : all_dtypes) {
+    for (const std::int64_t n : lengths_with_rests) {
+      for (const double mean_square :
+           {0.0, -0.0, infinity, static_cast<double>(NAN), -1.0, 0x1p-1074, 1e-310, 1e-42}) {
+        for (const int signs : {0, 1, 2}) {
+          GradientCase c = plain_case(t, 1, n);
+          c.forward.mean_square = c.d_mean_square = tensor(DType::f64);
+          c.forward.eps = 0;
+          expect_formula(c, [&](BackwardProblem& problem) {
+            problem.mean_square.set(0, mean_square);
+            for (std::int64_t i = 0; i < n; ++i) {
+              problem.x.set(i, signed_value(signs, i, n));
+              problem.dy.set(i, 0.25);
+              problem.weight.set(i, 1);
+            }
+          });
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// A product that is infinite makes c infinite, whatever lies behind the row's end.
+TEST(Gradient, OneInfiniteGradient) {
+  for (const DType t : all_dtypes) {
+    for (const std::int64_t n : lengths_with_rests) {
+      for (const int signs : {0, 1}) {
+        expect_formula(plain_case(t, 1, n), [&](BackwardProblem& problem) {
+          for (std::int64_t i = 0; i < n; ++i) {
+            problem.x.set(i, signed_value(signs, i, n));
+            problem.dy.set(i, i == n / 2 ? HUGE_VAL : 0.25);
+            problem.weight.set(i, 1);
+          }
+        });
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// An offset that the compute type does not hold.
+TEST(Gradient, AnInfiniteWeightOffset) {
+  for (const DType t : {DType::f16, DType::bf16, DType::f32}) {
+    for (const std::int64_t n : lengths_with_rests) {
+      for (const int signs : {0, 1}) {
+        GradientCase c = plain_case(t, 1, n);
+        c.forward.weight_offset = 1e300;
+        expect_formula(c, [&](BackwardProblem& problem) {
+          for (std::int64_t i = 0; i < n; ++i) {
+            problem.x.set(i, signed_value(signs, i, n));
+            problem.dy.set(i, 0.25);
+          }
+        });
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }

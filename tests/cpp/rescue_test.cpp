@@ -1,6 +1,7 @@
 // Rows whose squares overflow or underflow the compute type come out right all the same.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "case_grid.hpp"
@@ -180,6 +181,92 @@ TEST(Rescue, RstdIsThatOfTheRowItself) {
       fill(problem, k);
       const Errors errors = errors_of(c, problem.inputs(), implementations().back().run(problem));
       ASSERT_LE(errors.rstd, rstd_budget(c)) << "2^" << k << ' ' << describe(c);
+    }
+  }
+}
+
+// Half a unit from the formula where rstd has fewer bits than the roots that rows are scaled by.
+void expect_rounded_once(const Case& c, ForwardProblem& problem) {
+  const Inputs in = problem.inputs();
+  for (const Implementation& f : implementations()) {
+    const Errors errors = errors_of(c, in, f.run(problem));
+    EXPECT_LE(errors.rstd, 0.501) << f.name << " eps " << c.eps << ' ' << describe(c);
+  }
+}
+
+// Of rows of one element of so many bits that squares are exact.
+TEST(Rescue, ADenormalRstdIsRoundedOnce) {
+  for (const DType t : {DType::bf16, DType::f32, DType::f64}) {
+    Case c;
+    c.sizes = {500, 1};
+    c.x = c.y = tensor(t);
+    c.rstd = tensor(c.rstd_type());
+    c.eps = 0;
+    ForwardProblem problem(c);
+    Random random(7);
+    const Format format = format_of(c.compute_type());
+    const int bits = std::min(format_of(t).precision, 26);
+    for (std::int64_t row = 0; row < 500; ++row) {
+      const double significand =
+          static_cast<double>(1 + random.below(1 << (bits - 1))) * std::ldexp(1, 1 - bits) + 1;
+      problem.x.set(row, std::ldexp(std::min(significand, 1.99),
+                                    format.max_exponent - static_cast<int>(row % 2)));
+    }
+    problem.keep();
+    expect_rounded_once(c, problem);
+  }
+}
+
+// Down to the last bit, where eps or a given mean square is beyond the squares of floats.
+TEST(Rescue, ADenormalRstdOfStatisticsIsRoundedOnce) {
+  for (const DType t : {DType::f16, DType::bf16, DType::f32}) {
+    for (const bool given : {false, true}) {
+      Random random(8);
+      for (int k = 252; k <= 302; ++k) {
+        const double v = std::ldexp(1 + std::fabs(random.symmetric()), k);
+        Case c;
+        c.sizes = {3, 5};
+        c.x = c.y = tensor(t);
+        c.rstd = tensor(DType::f32);
+        if (given) c.mean_square = tensor(DType::f64);
+        c.eps = given ? 0 : v;
+        ForwardProblem problem(c);
+        for (std::int64_t row = 0; given && row < 3; ++row) {
+          problem.mean_square.set(row, v * static_cast<double>(1 + row));
+        }
+        problem.keep();
+        expect_rounded_once(c, problem);
+      }
+    }
+  }
+}
+
+// The power of two between a row and its result may be more than two factors of floats hold.
+TEST(Rescue, TheSmallestElementsOfTheSmallestMeanSquares) {
+  for (int k = 240; k <= 300; k += 3) {
+    for (const int sign : {-1, 1}) {
+      Case c = scale_case(DType::f32, 0);
+      c.mean_square = tensor(DType::f64);
+      ForwardProblem problem(c);
+      // From where x 2^k is the largest or the smallest of floats, or beyond.
+      for (std::int64_t i = 0; i < problem.x.count(); ++i) {
+        const int exponent =
+            sign > 0 ? -149 + static_cast<int>(i % 24) : 127 - static_cast<int>(i % 24);
+        problem.x.set(i, i % 7 == 0 ? 0 : std::ldexp(1, exponent));
+      }
+      for (std::int64_t row = 0; row < 2; ++row) {
+        problem.mean_square.set(row, std::ldexp(1, -2 * sign * k));
+      }
+      problem.keep();
+      const Inputs in = problem.inputs();
+      for (const Implementation& f : implementations()) {
+        const Results got = f.run(problem);
+        for (std::size_t i = 0; i < in.x.size(); ++i) {
+          const double exact = round_to(DType::f32, std::ldexp(in.x[i], sign * k));
+          ASSERT_EQ(decode(DType::f32, got.y[i]), exact)
+              << in.x[i] << " 2^" << sign * k << ' ' << f.name;
+        }
+      }
     }
   }
 }

@@ -91,7 +91,7 @@ TEST(Status, OfMeanSquare) {
 
 TEST(Status, EveryCodeAndArgumentHasWords) {
   std::vector<std::string> seen;
-  for (std::int32_t i = 0; i <= static_cast<std::int32_t>(Code::isa_unavailable); ++i) {
+  for (std::int32_t i = 0; i <= static_cast<std::int32_t>(Code::unaddressable); ++i) {
     const std::string words = rmsnorm::text(static_cast<Code>(i));
     EXPECT_EQ(words.find("unknown"), std::string::npos) << i;
     EXPECT_EQ(std::count(seen.begin(), seen.end(), words), 0) << words;

@@ -64,10 +64,13 @@ const std::vector<WrongCall>& wrong_calls() {
          g.p.x.sizes[0] = g.p.x.sizes[1] = std::int64_t{1} << 40;
          g.p.y.sizes[0] = g.p.y.sizes[1] = std::int64_t{1} << 40;
        },
-       Code::invalid_size, Argument::x},
+       Code::too_many_elements, Argument::x},
       {"strides beyond addresses",
        [](GoodCall& g) { g.p.x.strides[0] = std::numeric_limits<std::int64_t>::min(); },
-       Code::invalid_size, Argument::x},
+       Code::unaddressable, Argument::x},
+      {"weight beyond addresses",
+       [](GoodCall& g) { g.p.weight.strides[0] = std::int64_t{1} << 60; }, Code::unaddressable,
+       Argument::weight},
       {"residual sizes", [](GoodCall& g) { g.p.residual.sizes[0] = 1; }, Code::invalid_size,
        Argument::residual},
       {"residual rank", [](GoodCall& g) { g.p.residual.rank = 2; }, Code::invalid_rank,

@@ -2,10 +2,13 @@
 // its outputs.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 #include <rmsnorm/rmsnorm.hpp>
 #include <vector>
 
@@ -16,6 +19,85 @@ constexpr std::int64_t arena_bytes = 1 << 15;
 [[noreturn]] inline void fail(const char* what, rmsnorm::cpu::Isa isa) {
   std::fprintf(stderr, "%s on %s\n", what, rmsnorm::cpu::name(isa));
   std::abort();
+}
+
+// What a fuzzer is there to reach, counted. A run of as many inputs as its test has must have
+// reached all of it, and says at its end how often.
+enum class Reached : int {
+  rank_zero,
+  rank_beyond_limit,
+  rank_at_limit,
+  no_rows,
+  no_elements_in_rows,
+  eps_zero,
+  statistic_zero,
+  statistic_negative,
+  statistic_denormal,
+  statistic_infinite,
+  statistic_nan,
+  count
+};
+
+class Tally {
+ public:
+  ~Tally() {
+    constexpr const char* names[] = {"a rank of zero",
+                                     "a rank beyond the limit",
+                                     "the largest rank",
+                                     "no rows",
+                                     "rows without elements",
+                                     "an eps of zero",
+                                     "a given statistic of zero",
+                                     "a negative one",
+                                     "a denormal one",
+                                     "an infinite one",
+                                     "one that is NaN"};
+    bool all = true;
+    for (int i = 0; i < static_cast<int>(Reached::count); ++i) {
+      std::fprintf(stderr, "reached %-28s %8ld times\n", names[i], times_[i]);
+      all = all && times_[i] > 0;
+    }
+    if (inputs_ >= 20000 && !all) {
+      std::fprintf(stderr, "what is named above with 0 times was not reached\n");
+      std::_Exit(1);
+    }
+  }
+  void input() { ++inputs_; }
+  void add(Reached what, bool is_so = true) { times_[static_cast<int>(what)] += is_so ? 1 : 0; }
+
+  // Of a call that is good, or the rank of one that may not be.
+  void add_rank(const rmsnorm::ConstTensor& x) {
+    add(Reached::rank_zero, x.rank == 0);
+    add(Reached::rank_beyond_limit, x.rank > rmsnorm::max_rank && x.rank <= rmsnorm::max_rank + 2);
+  }
+  void add_good_call(const rmsnorm::ConstTensor& x, std::int32_t axis, double eps) {
+    const std::int64_t rows = row_count(x, axis);
+    bool no_elements = false;
+    for (int d = axis < 0 ? axis + x.rank : axis; d < x.rank; ++d) {
+      no_elements = no_elements || x.sizes[d] == 0;
+    }
+    add(Reached::rank_at_limit, x.rank == rmsnorm::max_rank);
+    add(Reached::no_rows, rows == 0);
+    add(Reached::no_elements_in_rows, rows > 0 && no_elements);
+    add(Reached::eps_zero, eps == 0 && rows > 0 && !no_elements);
+  }
+  void add_statistic(double v) {
+    add(Reached::statistic_zero, v == 0);
+    add(Reached::statistic_negative, v < 0 && !std::isinf(v));
+    add(Reached::statistic_denormal,
+        v != 0 && std::fabs(v) < static_cast<double>(std::numeric_limits<float>::min()));
+    add(Reached::statistic_infinite, std::isinf(v));
+    add(Reached::statistic_nan, std::isnan(v));
+  }
+
+ private:
+  long inputs_ = 0;
+  long times_[static_cast<int>(Reached::count)] = {};
+};
+
+inline Tally& tally() {
+  static Tally t;
+  return t;
 }
 
 // Bytes of the input, zeros after its end.
@@ -44,7 +126,7 @@ class Bytes {
 };
 
 inline bool is_empty(const rmsnorm::ConstTensor& t) {
-  for (int d = 0; d < t.rank; ++d) {
+  for (int d = 0; d < t.rank && d < rmsnorm::max_rank; ++d) {
     if (t.sizes[d] == 0) return true;
   }
   return false;
@@ -86,7 +168,8 @@ inline rmsnorm::DType dtype_from(Bytes& in) {
   return b == 255 ? static_cast<rmsnorm::DType>(in.byte()) : static_cast<rmsnorm::DType>(b % 4);
 }
 
-// Sizes given, strides of one of the usual forms or any small numbers.
+// Sizes given, strides of one of the usual forms or any small numbers. Of a rank that no tensor has
+// those that it holds are set.
 inline rmsnorm::Tensor tensor_from(Bytes& in, unsigned char* arena, const std::int64_t* sizes,
                                    int rank) {
   rmsnorm::Tensor t;
@@ -94,6 +177,7 @@ inline rmsnorm::Tensor tensor_from(Bytes& in, unsigned char* arena, const std::i
   t.dtype = dtype_from(in);
   t.rank = form == 255 ? static_cast<std::int32_t>(in.byte()) - 3 : rank;
   std::int64_t step = form % 8 == 1 ? 2 : 1;
+  if (rank > rmsnorm::max_rank) rank = rmsnorm::max_rank;
   for (int d = rank - 1; d >= 0; --d) {
     t.sizes[d] = form == 254 ? in.below(9) - 1 : sizes[d];
     t.strides[d] = form % 8 == 2 ? in.below(7) - 3 : step;
@@ -134,7 +218,9 @@ inline double option_from(Bytes& in, double usual) {
 // Sizes of x. Row dimensions are few enough for the arena to hold some tensors of several blocks.
 struct Shape {
   explicit Shape(Bytes& in) {
-    rank = 1 + static_cast<int>(in.below(4)) + (in.byte() == 7 ? 4 : 0);
+    rank = 1 + static_cast<int>(in.below(4)) + (in.byte() % 32 == 7 ? 4 : 0);
+    const std::uint8_t other = in.byte();
+    if (other % 64 == 3) rank = static_cast<int>(in.below(most_dimensions + 1));
     for (int d = 0; d < rank; ++d) {
       sizes[d] = d + 1 < rank       ? in.below(4) + 1
                  : in.below(8) == 1 ? in.below(256) + 200
@@ -148,8 +234,10 @@ struct Shape {
     return first >= 0 && first <= rank ? first : 0;
   }
 
+  static constexpr int most_dimensions = rmsnorm::max_rank + 2;
+
   int rank;
-  std::int64_t sizes[rmsnorm::max_rank] = {};
+  std::int64_t sizes[most_dimensions] = {};
 };
 
 // A parameter for rows of `shape`: the normalised dimensions, behind some leading ones whose sizes
@@ -157,7 +245,7 @@ struct Shape {
 inline rmsnorm::Tensor parameter_from(Bytes& in, unsigned char* arena, const Shape& shape,
                                       int row_rank) {
   const int extra = static_cast<int>(in.below(row_rank + 1));
-  std::int64_t sizes[rmsnorm::max_rank];
+  std::int64_t sizes[Shape::most_dimensions];
   const int rank = shape.rank - row_rank + extra;
   std::memcpy(sizes, shape.sizes + row_rank - extra, sizeof(std::int64_t) * rank);
   const std::uint8_t ones = extra > 0 ? in.byte() : 0;
@@ -205,6 +293,27 @@ void for_each_element(const rmsnorm::Tensor& t, int row_rank, std::int64_t begin
     }
     visit(static_cast<const unsigned char*>(t.data) - arena + place * size, size);
   }
+}
+
+inline double statistic_from(std::uint8_t b) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double odd[] = {0,      -0.0,      infinity, -infinity, nan,   -1,  1e-42,
+                            -1e-42, 0x1p-1074, 1e-310,   1e300,     1e-20, 1e20};
+  return odd[b % (sizeof odd / sizeof odd[0])];
+}
+
+// Half of all given statistics, of a call that check() found good, get values that no row has.
+inline void set_statistics(Bytes& in, const rmsnorm::ConstTensor& t, unsigned char* arena) {
+  const std::uint8_t choice = in.byte();
+  if (!t.present() || choice % 2 == 0) return;
+  for_each_element(over(t), 0, 0, 1, arena, [&](std::int64_t place, std::int64_t size) {
+    const double v = statistic_from(static_cast<std::uint8_t>(choice / 2 + in.byte()));
+    const auto narrow = static_cast<float>(v);
+    std::memcpy(arena + place, size == 8 ? static_cast<const void*>(&v) : &narrow,
+                static_cast<std::size_t>(size));
+    tally().add_statistic(size == 8 ? v : static_cast<double>(narrow));
+  });
 }
 
 // Gives every NaN the same bits: payloads are not promised.

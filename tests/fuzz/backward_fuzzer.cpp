@@ -54,7 +54,9 @@ BackwardParams params_from(Bytes& in, unsigned char* arena) {
 
 std::int64_t column_count(const BackwardParams& p) {
   std::int64_t n = 1;
-  for (int d = p.axis < 0 ? p.axis + p.x.rank : p.axis; d < p.x.rank; ++d) n *= p.x.sizes[d];
+  for (int d = p.axis < 0 ? p.axis + p.x.rank : p.axis; d < p.x.rank; ++d) {
+    n = rmsnorm::detail::saturated_product(n, p.x.sizes[d]);
+  }
   return n;
 }
 
@@ -245,6 +247,7 @@ void expect_refused(const BackwardParams& p, const std::vector<unsigned char>& m
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace rmsnorm_fuzz;
+  tally().input();
   Bytes in(data, size);
   // On the heap and of exactly this size, so that AddressSanitizer fences it.
   std::vector<unsigned char> memory(arena_bytes);
@@ -258,11 +261,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::int64_t begin = in.below(9) - 1, end = begin + in.below(12);
   const std::int64_t blocks_a_part = 1 + in.below(9), columns_a_part = 1 + in.below(200);
   const std::int64_t workspace_line = in.byte() * 2;
+  tally().add_rank(p.x);
+  Bytes statistics(in);
   fill(in, &memory);
   if (!check(p).ok()) {
     expect_refused(p, memory);
     return 0;
   }
+  tally().add_good_call(p.x, p.axis, p.eps);
+  set_statistics(statistics, p.rstd, memory.data());
+  set_statistics(statistics, p.mean_square, memory.data());
   Judge judge(p, &memory);
   judge.judge_range(begin, end);
   judge.judge_workspace(first_line(memory.data()) + 64 * workspace_line);

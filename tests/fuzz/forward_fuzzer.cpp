@@ -47,6 +47,7 @@ rmsnorm::ForwardParams params_from(Bytes& in, unsigned char* arena) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace rmsnorm_fuzz;
+  tally().input();
   Bytes in(data, size);
   // On the heap and of exactly this size, so that AddressSanitizer fences it.
   std::vector<unsigned char> memory(arena_bytes);
@@ -57,12 +58,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const rmsnorm::ConstTensor& t : tensors) {
     if (!is_memory(t, arena)) return 0;
   }
+  tally().add_rank(p.x);
   const rmsnorm::Status checked = check(p);
   const std::int64_t rows = checked.ok() ? row_count(p.x, p.axis) : 1;
   const bool in_parts = in.below(4) == 1;
   const std::int64_t begin = in_parts ? in.below(9) - 1 : 0;
   const std::int64_t end = in_parts ? begin + in.below(12) : rows;
+  Bytes statistics(in);
   fill(in, &memory);
+  if (checked.ok()) {
+    tally().add_good_call(p.x, p.axis, p.eps);
+    set_statistics(statistics, p.mean_square, arena);
+  }
 
   const std::vector<unsigned char> before = memory;
   std::vector<unsigned char> scalar_result;

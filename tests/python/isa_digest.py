@@ -86,6 +86,26 @@ def other_operation_digests():
                 yield f"add {dtype} {n} {round_residual}", digest(*results)
 
 
+def given_statistics_digests():
+    """Zero, infinite, negative and denormal mean squares and rstd, whose factors meet paddings."""
+    rng = np.random.default_rng(24)
+    given = np.array([0.0, -0.0, np.inf, np.nan, -1.0, 5e-324, 1e-310, 1e-42, 1e300])
+    for dtype in DTYPES:
+        for n in (1, 2, 31, 33, 260):
+            dy, x = (cases.values(rng, (given.size, n), dtype) for _ in "dx")
+            for signed in (x, np.abs(x)):
+                yield (
+                    f"apply given {dtype} {n} {signed is x}",
+                    digest(rmsnorm.rms_norm_apply(signed, given, eps=0.0)),
+                )
+                for option in ("mean_square", "rstd"):
+                    results = rmsnorm.rms_norm_backward(
+                        dy, signed, has_bias=True, eps=0.0, **{option: given}
+                    )
+                    key = f"backward given {option} {dtype} {n} {signed is x}"
+                    yield key, digest(*(r for r in results if r is not None))
+
+
 def backward_digests():
     rng = np.random.default_rng(23)
     for dtype in DTYPES:
@@ -102,7 +122,12 @@ def backward_digests():
 def all_digests():
     sources = (grid_digests, bit_pattern_digests, scaled_digests)
     with np.errstate(all="ignore"):
-        for source in (*sources, other_operation_digests, backward_digests):
+        for source in (
+            *sources,
+            other_operation_digests,
+            given_statistics_digests,
+            backward_digests,
+        ):
             yield from source()
 
 

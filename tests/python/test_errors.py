@@ -6,7 +6,9 @@ import floats
 import numpy as np
 import pytest
 import rmsnorm
+import torch
 from floats import F32, F64
+from numpy.lib.stride_tricks import as_strided
 from wrong_calls import CALLS, TABLE, arranged
 
 
@@ -77,3 +79,51 @@ def test_rows_without_elements(shape):
         assert rmsnorm.rms_norm(np.zeros(shape, F64)).shape == shape
     except ValueError as error:
         assert str(error).startswith("x")
+
+
+def message_of(call):
+    with pytest.raises(ValueError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_strides_beyond_addresses_are_what_the_message_is_about():
+    x, out = np.ones((3, 8), F32), np.full((3, 8), 7, F32)
+    weight = as_strided(np.ones(1, F32), (8,), (2**62,))
+    message = message_of(lambda: rmsnorm.rms_norm(x, weight, out=out))
+    assert re.match(rf"weight: shape \(8,\) with strides \({2**60},\).* addresses", message)
+    far = as_strided(x, (3, 8), (-(2**62), 4))
+    message = message_of(lambda: rmsnorm.rms_norm(far, out=out))
+    assert re.match(rf"x: shape \(3, 8\) with strides \(-{2**60}, 1\).* addresses", message)
+    assert (out == 7).all()
+
+
+def test_more_elements_than_there_can_be():
+    x = np.broadcast_to(F32.type(1), (8, 2**57))
+    assert message_of(lambda: rmsnorm.mean_square(x)) == (
+        f"x: shape (8, {2**57}) has more than 2**59 elements"
+    )
+
+
+def test_more_dimensions_than_merge():
+    """The message speaks of dimensions where there are more of them, and not elsewhere."""
+    x = np.ones((2,) * 10, F32).transpose()
+    message = message_of(lambda: rmsnorm.rms_norm(x))
+    assert re.match(r"x: shape \(2, .*\) has more than 8 dimensions", message)
+    assert message_of(lambda: rmsnorm.rms_norm(F32.type(1)[...])).startswith("x: expected at least")
+
+
+@pytest.mark.parametrize("axis", (-1, -2, -3))
+@pytest.mark.parametrize("shape", ((0, 2**30, 2**30), (2**30, 0, 2**30), (2**30, 2**30, 0)))
+def test_a_size_of_zero_beside_the_largest_ones(shape, axis):
+    x = torch.empty(shape)
+    for y in (rmsnorm.rms_norm(x, axis=axis), *rmsnorm.add_rms_norm(x, x, axis=axis)):
+        assert y.shape == x.shape
+    weight = torch.empty(shape[axis:]) if 0 in shape[axis:] else None
+    dx, dweight, dbias = rmsnorm.rms_norm_backward(x, x, weight, axis=axis)
+    assert dx.shape == x.shape and dbias is None
+    assert (dweight is None) == (weight is None)
+
+
+def test_the_mean_square_of_no_rows_of_any_number():
+    assert rmsnorm.mean_square(torch.empty(0, 2**31, 2**31)).shape == (0, 2**31)

@@ -24,6 +24,19 @@ def is_nan(values):
     return np.isnan(np.asarray(values).astype(F64))
 
 
+@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
+def test_the_gradient_of_a_mean_square_of_zero_is_that_of_the_formula(dtype):
+    """Both products of dy and an infinite xhat are negative infinities, of any number of elements."""
+    x = np.array([[0.31, -1.58]], dtype)
+    dy = np.array([[-2.4e-4, 6.2e5]], dtype)
+    for repeats in (1, 3, 16, 40, 500):
+        wide_x, wide_dy = np.tile(x, repeats), np.tile(dy, repeats)
+        zero = np.zeros(1, dtype)
+        for of_dy, expected in ((wide_dy, np.inf), (-wide_dy, -np.inf), (wide_x * 0 + 1, np.nan)):
+            gradient = rmsnorm.rms_norm_backward(of_dy, wide_x, mean_square=zero, eps=0.0)[3]
+            assert_same_bits(gradient, np.array([expected], dtype))
+
+
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_in_x_stays_nan_in_its_row_only(dtype, out_dtype):

@@ -80,6 +80,8 @@ class Backward {
     sum_ = nullptr;
     const DType t = p_.x.dtype;
     if ((t == DType::f64) != (sizeof(C) == sizeof(double))) return;
+    // Kernels fill up a row with zeros, which an infinite factor would turn into NaN.
+    if (!is_finite(static_cast<C>(rows_.offset))) return;
     const Operand& w = layout_.operand(role_weight);
     const bool plain = is_plain(role_x, t) && is_plain(role_dy, t) && is_plain(role_dx, t) &&
                        is_plain(role_d_residual, t);
@@ -165,7 +167,7 @@ class Backward {
     for (std::int64_t i = 0; i < rows; ++i) {
       if (p_.rstd.present()) {
         const double given = read_statistic(cursor.row(role_rstd, i), p_.rstd.dtype);
-        scales[i] = {static_cast<double>(static_cast<C>(given)), 0};
+        scales[i] = {static_cast<double>(static_cast<C>(given)), 0, 0.0};
         if (is_safe_rstd(scales[i].rstd)) continue;
       }
       if (!summed) sum_rows(cursor, rows, v);
@@ -192,7 +194,7 @@ class Backward {
   }
 
   RowScale scale_of(const RowCursor& cursor, std::int64_t i, double v) {
-    if (statistics_.is_safe(v)) return {reciprocal_root<C>(v), 0};
+    if (statistics_.is_safe(v)) return {reciprocal_root<C>(v), 0, 0.0};
     if (p_.mean_square.present()) return rescue_given<C>(v);
     source_.set(cursor, i, role_x, addend_role_);
     return statistics_.rescue_row(v, &source_);
@@ -321,17 +323,25 @@ class GradientReduction {
       const std::int64_t first = column_begin / lanes * lanes;
       for (std::int64_t i = first; i < column_end; i += block) {
         const std::int64_t count = column_end - i < block ? column_end - i : block;
-        for (double& total : totals_) total = 0;
-        for_each_group<false>(out, 0, group, row, [&](std::int64_t shared, char*) {
-          add_blocks(shared, second, i, (count + lanes - 1) / lanes * lanes);
-        });
         const std::int64_t skipped = i < column_begin ? column_begin - i : 0;
-        for (std::int64_t k = skipped; k < count; ++k) {
-          values_[k - skipped] = static_cast<C>(totals_[place_in_order(k, order_)]);
-        }
+        // Sums of no rows are the zeros that are there already, however many they are and however
+        // many groups would share them.
+        if (blocks_.count() != 0) sum_columns(out, group, second, i, skipped, count);
         target_.narrow(values_, role, row, i + skipped, count - skipped);
       }
     });
+  }
+
+  // Of the columns from i on, all but those to be skipped.
+  void sum_columns(const Operand& out, std::int64_t group, bool second, std::int64_t i,
+                   std::int64_t skipped, std::int64_t count) {
+    for (double& total : totals_) total = 0;
+    for_each_group<false>(out, 0, group, nullptr, [&](std::int64_t shared, char*) {
+      add_blocks(shared, second, i, (count + lanes - 1) / lanes * lanes);
+    });
+    for (std::int64_t k = skipped; k < count; ++k) {
+      values_[k - skipped] = static_cast<C>(totals_[place_in_order(k, order_)]);
+    }
   }
 
   // Visits the groups from `group` on along those dimensions over which the output varies, or along
@@ -372,8 +382,6 @@ inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& la
 inline Status backward_of_blocks(const BackwardParams& p, const RowLayout& layout,
                                  std::int64_t block_begin, std::int64_t block_end,
                                  const KernelTable& table) {
-  // Rows without elements, which may be many: nothing but d_mean_square would be written.
-  if (layout.n() == 0 && !p.d_mean_square.present()) return {};
   if (compute_type(p) == DType::f64) {
     Backward<double>(p, layout, table).run(block_begin, block_end);
   } else {

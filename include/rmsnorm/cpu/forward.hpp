@@ -168,13 +168,13 @@ class Forward {
 
   void write_rstd(const RowCursor& cursor, std::int64_t i, const RowScale& scale) const {
     if (!p_.rstd.present()) return;
-    const double value = scale.exponent == 0 ? scale.rstd : std::ldexp(scale.rstd, scale.exponent);
-    write_statistic(cursor.row(role_rstd, i), p_.rstd.dtype, value);
+    write_statistic(cursor.row(role_rstd, i), p_.rstd.dtype,
+                    static_cast<double>(returned_rstd<C>(scale)));
   }
 
   void apply_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left, double* rstd) {
     if (p_.rstd.present()) {
-      for (std::int64_t i = 0; i < rows; ++i) write_rstd(cursor, i, {rstd[i], 0});
+      for (std::int64_t i = 0; i < rows; ++i) write_rstd(cursor, i, {rstd[i], 0, 0.0});
     }
     if (p_.rounding == Rounding::rstd) {
       for (std::int64_t i = 0; i < rows; ++i) rstd[i] = rounded_rstd(rstd[i]);
@@ -191,7 +191,7 @@ class Forward {
 
   void apply_in_blocks(const RowCursor& cursor, std::int64_t i, double v, double unscaled_rstd) {
     source_.set(cursor, i, source_role_, addend_role_);
-    RowScale scale = {unscaled_rstd, 0};
+    RowScale scale = {unscaled_rstd, 0, 0.0};
     if (!statistics_.is_safe(v)) {
       scale = p_.mean_square.present() ? rescue_given<C>(v) : statistics_.rescue_row(v, &source_);
     }

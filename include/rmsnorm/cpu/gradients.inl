@@ -235,19 +235,27 @@ void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
   transform_block(v, n, [=](V a, std::int64_t i) { return fma(f, load(w + i), a); });
 }
 
-// Scratch memory is in order and filled with zeros up to whole sets, sums are not in order.
+// Scratch memory is in order, sums are not.
+template <ElementOrder order, class C>
+inline void add_products_step(ProductLanes<C>& acc, const C* a, const C* b) {
+  using Set = RegistersOfSet<C, order>;
+  for_each_register<Set::pairs>([&acc, a, b](int k) {
+    const std::int64_t place = 2 * k * Set::width;
+    const auto one = load_two<order>(a + place), other = load_two<order>(b + place);
+    acc.add_product(Set::a(k), one.a, other.a);
+    acc.add_product(Set::b(k), one.b, other.b);
+  });
+}
+// What lies behind the n elements is left out: zeros that were there are NaN once they have been
+// multiplied by an infinite rstd.
 template <class C, ElementOrder order>
 void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
-  using Set = RegistersOfSet<C, order>;
   ProductLanes<C> acc(*sum);
-  for (std::int64_t i = 0; i < n; i += lanes) {
-    for_each_register<Set::pairs>([&acc, a, b, i](int k) {
-      const std::int64_t place = i + 2 * k * Set::width;
-      const auto one = load_two<order>(a + place), other = load_two<order>(b + place);
-      acc.add_product(Set::a(k), one.a, other.a);
-      acc.add_product(Set::b(k), one.b, other.b);
-    });
-  }
+  for_each_step(
+      n, [&acc, a, b](std::int64_t i) { add_products_step<order>(acc, a + i, b + i); },
+      [&acc, a, b](std::int64_t i, std::int64_t left) {
+        add_products_step<order>(acc, Tail<C>(a + i, left).elements, Tail<C>(b + i, left).elements);
+      });
   acc.flush(sum);
 }
 template <class C, ElementOrder order>

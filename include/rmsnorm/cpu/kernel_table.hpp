@@ -174,7 +174,8 @@ constexpr bool shares_sums(DType t, std::int64_t n) {
 
 // Operations on blocks of n <= `block` elements of the compute type C in scratch memory, for
 // everything that has no kernel of its own. widen fills its target with zeros up to the next
-// multiple of `lanes`, and the in-place operations work up to there.
+// multiple of `lanes`, and the in-place operations work up to there, or not: what they leave behind
+// the n elements is in no sum.
 template <class C>
 struct BlockOps {
   // [SumKind] Adds the squares of n elements, a multiple of `block` in all but a row's last call.

@@ -59,9 +59,9 @@ class RowStatistics {
   // The scale of a row whose mean_square + eps is outside of the safe range.
   RowScale rescue_row(double v, RowSource<C>* source) {
     const int exponent = scale_exponent(source);
-    if (exponent == 0) return {reciprocal_root<C>(v), 0};
+    if (exponent == 0) return {reciprocal_root<C>(v), 0, 0.0};
     const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
-    return in_one_factor({reciprocal_root<C>(scaled), exponent});
+    return in_one_factor(scale_of_root<C>(scaled, exponent));
   }
 
   std::int64_t count() const { return count_; }
@@ -74,7 +74,7 @@ class RowStatistics {
     const double rstd = std::ldexp(scale.rstd, scale.exponent);
     const bool normal =
         rstd >= std::numeric_limits<C>::min() && rstd <= std::numeric_limits<C>::max();
-    return normal ? RowScale{rstd, 0} : scale;
+    return normal ? RowScale{rstd, 0, 0.0} : scale;
   }
 
   std::int64_t count_;

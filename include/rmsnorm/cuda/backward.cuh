@@ -21,6 +21,7 @@ class Backward {
   using Row = typename Elements::Row;
   using Chunk = typename Elements::Chunk;
   using Weights = typename Elements::Weights;
+  using Factors = RowFactors<Elements>;
   static constexpr int width = Elements::width;
 
   __device__ __forceinline__ Backward(const Params& p, const Elements& e, Team& team,
@@ -35,17 +36,17 @@ class Backward {
   // given_rstd: anything where there is none.
   __device__ __forceinline__ void run(const Row& row, C given_rstd, bool active) {
     const Normaliser<C> normaliser = normaliser_of_row(row, given_rstd, active);
-    const C factor = normaliser.scale.factor();
-    const C rstd = multiply(normaliser.rstd, normaliser.scale.rest());
-    const Statistic<C> sum = correlation(row, factor, rstd);
+    const Factors f(normaliser.scale, normaliser.rstd);
+    const Statistic<C> sum = correlation(row, f);
     if constexpr (!Elements::is_packed) {
       if (p_.d_mean_square.present && active && team_.thread() == 0) {
-        const double r =
-            std::ldexp(static_cast<double>(normaliser.rstd), normaliser.scale.exponent);
-        e_.store_d_mean_square(row, -0.5 * r * r * sum.value());
+        // The power of two last: the square of rstd may leave the range where the product does not.
+        const double r = static_cast<double>(normaliser.rstd);
+        e_.store_d_mean_square(
+            row, std::ldexp(-0.5 * r * r * sum.value(), 2 * normaliser.scale.exponent));
       }
     }
-    store(row, factor, rstd, mean_of(sum.high, sum.low, p_.statistics).rounded());
+    store(row, f, mean_of(sum.high, sum.low, p_.statistics).rounded());
   }
 
  private:
@@ -64,32 +65,33 @@ class Backward {
         return normaliser_of(active ? e_.mean_square(row) : 1.0, p_.statistics);
       }
     }
-    const auto mean = statistics_.mean_square(active);
-    return {mean.rstd, mean.scale};
+    return statistics_.mean_square(active).normaliser;
   }
 
   // xhat and g of a vector.
-  __device__ __forceinline__ void factors(const Row& row, std::int64_t vector, const Chunk& chunk,
-                                          const Weights& weights, C factor, C rstd,
-                                          C (&xhat)[width], C (&dy)[width], C (&g)[width]) const {
+  __device__ __forceinline__ void values(const Row& row, std::int64_t vector, const Chunk& chunk,
+                                         const Weights& weights, const Factors& f, C (&xhat)[width],
+                                         C (&dy)[width], C (&g)[width]) const {
     e_.values(chunk, xhat);
     e_.gradients(chunk, dy);
     e_.weight_values(row, vector, weights, g);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      xhat[j] = multiply(multiply(xhat[j], factor), rstd);
+      xhat[j] = multiply(f.scaled(xhat[j]), f.rstd());
       g[j] = multiply(dy[j], g[j]);
     }
   }
 
   // The sum of g * xhat over the row: of even and of odd elements apart, as the sum of squares.
-  __device__ __forceinline__ Statistic<C> correlation(const Row& row, C factor, C rstd) {
+  // What a vector has beyond the row's end are zeros only as long as no factor is infinite.
+  __device__ __forceinline__ Statistic<C> correlation(const Row& row, const Factors& f) {
     auto even = e_.template zero_sum<Holder::is_long>(), odd = even;
     holder_.for_each_weighted([&](Place place, const Chunk& chunk, const Weights& weights) {
       C xhat[width], dy[width], g[width];
-      factors(row, place.vector, chunk, weights, factor, rstd, xhat, dy, g);
+      values(row, place.vector, chunk, weights, f, xhat, dy, g);
 #pragma unroll
       for (int j = 0; j < width; ++j) {
+        if (!e_.is_in_row(place.vector, j)) continue;
         if (j % 2 == 0) {
           even.add_product(g[j], xhat[j]);
         } else {
@@ -103,17 +105,17 @@ class Backward {
     return statistics_.total(even);
   }
 
-  __device__ __forceinline__ void store(const Row& row, C factor, C rstd, C c) {
+  __device__ __forceinline__ void store(const Row& row, const Factors& f, C c) {
     holder_.for_each_weighted([&](Place place, const Chunk& chunk, const Weights& weights) {
       C xhat[width], dy[width], g[width];
-      factors(row, place.vector, chunk, weights, factor, rstd, xhat, dy, g);
+      values(row, place.vector, chunk, weights, f, xhat, dy, g);
       sums_.add_row(place, dy, xhat);
 #pragma unroll
       for (int j = 0; j < width; ++j) {
         if (e_.is_counted(place.vector, j)) g[j] = multiply_add(-c, xhat[j], g[j]);
-        g[j] = multiply(g[j], factor);
+        g[j] = f.scaled(g[j]);
       }
-      e_.store_gradient(row, place.vector, chunk, g, rstd);
+      e_.store_gradient(row, place.vector, chunk, g, f.rstd());
     });
   }
 

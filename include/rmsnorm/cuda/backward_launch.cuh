@@ -17,7 +17,7 @@ inline int gradient_width(const BackwardParams& p) {
 inline GradientBlocks gradient_blocks(const BackwardParams& p, const RowLayout& layout) {
   const std::int64_t vectors = vectors_of(layout, gradient_width(p));
   return rmsnorm::detail::gradient_blocks(
-      layout, [&](std::int64_t) { return gradient_rows_per_block(row_count(layout), vectors); });
+      layout, [&](std::int64_t) { return gradient_rows_per_block(layout.rows(), vectors); });
 }
 
 inline bool has_sums(const BackwardParams& p) { return p.dweight.present() || p.dbias.present(); }
@@ -152,7 +152,7 @@ inline GroupDimensions group_dimensions(const RowLayout& layout, const GradientB
     // With a dimension of size 0 there are no groups, and no step is taken.
     if (layout.row_size(d) != 0) step /= layout.row_size(d);
     if ((out.row_strides[d] != 0) != varying) continue;
-    g.count *= layout.row_size(d);
+    g.count = saturated_product(g.count, layout.row_size(d));
     g.sizes[g.rank] = layout.row_size(d);
     g.steps[g.rank] = step;
     g.strides[g.rank] = out.row_strides[d];
@@ -167,6 +167,7 @@ inline void set_output(SummedOutput* to, const BackwardParams& p, const RowLayou
   to->sums = sums;
   to->rows = group_dimensions(layout, blocks, o, true);
   to->shared = group_dimensions(layout, blocks, o, false);
+  if (blocks.count() == 0) to->shared.count = 0;
   set_operand(&to->out, layout, role, gradient_width(p));
 }
 
@@ -219,7 +220,7 @@ cudaError_t launch_sums(const BackwardParams& p, const RowLayout& layout, const 
   set_rows(&a.shape, layout, gradient_width(p));
   a.blocks_per_group = like.blocks.blocks_per_group;
   a.block_stride = like.sums.block_stride;
-  a.tiles = (layout.n() + tile_columns - 1) / tile_columns;
+  a.tiles = quotient_rounded_up(layout.n(), tile_columns);
   int outputs = 0;
   // Without data: no elements to write.
   if (layout.operand(role_dweight).present && layout.operand(role_dweight).data != nullptr) {
@@ -241,7 +242,7 @@ cudaError_t launch_sums(const BackwardParams& p, const RowLayout& layout, const 
 inline cudaError_t launch_backward(const BackwardParams& p, const RowLayout& layout,
                                    const Launch& launch) {
   cudaError_t error = cudaSuccess;
-  if (row_count(layout) != 0) error = launch_rows(p, layout, launch);
+  if (layout.rows() != 0) error = launch_rows(p, layout, launch);
   if (error != cudaSuccess || !has_sums(p)) return error;
   return compute_type(p) == DType::f64 ? launch_sums<double>(p, layout, launch)
                                        : launch_sums<float>(p, layout, launch);
@@ -262,7 +263,7 @@ RMSNORM_INLINE Status backward(const BackwardParams& p, cudaStream_t stream,
   if (status.ok()) status = check_workspace(p, backward_workspace(p));
   if (!status.ok()) return status;
   const rmsnorm::detail::RowLayout layout = rmsnorm::detail::layout_of(p);
-  const bool has_rows = detail::row_count(layout) != 0;
+  const bool has_rows = layout.rows() != 0;
   // Rows without elements have no gradient but that of their mean square.
   if (layout.n() == 0 ? !has_rows || !p.d_mean_square.present()
                       : !has_rows && !detail::has_sums(p)) {

@@ -35,32 +35,26 @@ class Forward {
     const auto mean = statistics.mean_square(active);
     if constexpr (!Elements::is_packed) {
       if (p_.mean_square_is_output) {
-        const double value = std::ldexp(mean.scaled.value(), -2 * mean.scale.exponent);
+        const double value = std::ldexp(mean.scaled.value(), -2 * mean.normaliser.scale.exponent);
         if (active && team_.thread() == 0) e_.store_mean_square(row, value);
         return;
       }
     }
-    store(row, {mean.rstd, mean.scale}, active);
+    store(row, mean.normaliser, active);
   }
 
  private:
   __device__ __forceinline__ void store(const Row& row, Normaliser<C> normaliser,
                                         bool active) const {
-    const Scale<C> scale = normaliser.scale;
-    if (active && team_.thread() == 0) {
-      const double rstd = static_cast<double>(normaliser.rstd);
-      e_.store_rstd(row, scale.exponent == 0 ? normaliser.rstd
-                                             : static_cast<C>(std::ldexp(rstd, scale.exponent)));
-    }
-    const C factor = scale.factor();
-    const C rstd = multiply(e_.rounded_rstd(normaliser.rstd), scale.rest());
+    if (active && team_.thread() == 0) e_.store_rstd(row, normaliser.returned());
+    const RowFactors<Elements> factors(normaliser.scale, e_.rounded_rstd(normaliser.rstd));
     holder_.for_each_weighted([&](Place place, const Chunk& chunk, const Weights& weights) {
       e_.store_sum(row, place.vector, chunk);
       C v[Elements::width];
       e_.values(chunk, v);
 #pragma unroll
-      for (int j = 0; j < Elements::width; ++j) v[j] = multiply(v[j], factor);
-      e_.store_normalised(row, place.vector, v, rstd, weights);
+      for (int j = 0; j < Elements::width; ++j) v[j] = factors.scaled(v[j]);
+      e_.store_normalised(row, place.vector, v, factors.rstd(), weights);
     });
   }
 

@@ -208,7 +208,7 @@ RMSNORM_INLINE Status forward(const ForwardParams& p, cudaStream_t stream,
   if (!status.ok()) return status;
   const rmsnorm::detail::RowLayout layout = detail::layout_of(p);
   // Rows without elements: nothing but rstd would be written.
-  if (detail::row_count(layout) == 0 || (layout.n() == 0 && !p.rstd.present())) return {};
+  if (layout.rows() == 0 || (layout.n() == 0 && !p.rstd.present())) return {};
   return detail::run_operation(p, layout, stream, options, detail::launch_forward);
 }
 
@@ -220,7 +220,7 @@ RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, cudaStream_t stream
   layout.add(rmsnorm::detail::role_x, p.x);
   layout.add_per_row(rmsnorm::detail::role_mean_square, p.mean_square);
   layout.merge_rows();
-  if (detail::row_count(layout) == 0) return {};
+  if (layout.rows() == 0) return {};
   return detail::run_operation(p, layout, stream, options, detail::launch_mean_square);
 }
 

@@ -141,6 +141,7 @@ class PackedGradients {
 #pragma unroll
     for (int j = 0; j < width; ++j) w[j] = add(w[j], p_.weight_offset);
   }
+  __device__ __forceinline__ bool is_in_row(std::int64_t, int) const { return true; }
   // Whether rstd depends on the element.
   __device__ __forceinline__ bool is_counted(std::int64_t, int) const { return true; }
 
@@ -274,6 +275,9 @@ class AnyGradients {
     }
 #pragma unroll
     for (int j = 0; j < width; ++j) w[j] = p_.weight.present ? add(w[j], p_.weight_offset) : C(1);
+  }
+  __device__ __forceinline__ bool is_in_row(std::int64_t vector, int j) const {
+    return vector * width + j < p_.n;
   }
   __device__ __forceinline__ bool is_counted(std::int64_t vector, int j) const {
     return vector * width + j < p_.rstd_depends_on;

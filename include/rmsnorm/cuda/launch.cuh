@@ -225,19 +225,13 @@ inline void set_operand(RowOperand* to, const RowLayout& layout, Role role) {
   to->aligned = is_multiple(o, layout.row_rank(), size_in_bytes(o.dtype));
 }
 
-inline std::int64_t row_count(const RowLayout& layout) {
-  std::int64_t rows = 1;
-  for (int d = 0; d < layout.row_rank(); ++d) rows *= layout.row_size(d);
-  return rows;
-}
-
 inline std::int64_t vectors_of(const RowLayout& layout, int width) {
-  return (layout.n() + width - 1) / width;
+  return quotient_rounded_up(layout.n(), width);
 }
 
 // The rows of a layout, as kernels walk them.
 inline void set_rows(PackedRows* to, const RowLayout& layout, int width) {
-  to->rows = row_count(layout);
+  to->rows = layout.rows();
   to->vectors = vectors_of(layout, width);
   to->row_rank = layout.row_rank() > 0 ? layout.row_rank() : 1;
   for (int d = 0; d < layout.row_rank(); ++d) {
@@ -245,7 +239,7 @@ inline void set_rows(PackedRows* to, const RowLayout& layout, int width) {
   }
 }
 inline void set_rows(AnyRows* to, const RowLayout& layout, int width) {
-  to->rows = row_count(layout);
+  to->rows = layout.rows();
   to->vectors = vectors_of(layout, width);
   to->n = layout.n();
   to->row_rank = layout.row_rank();
@@ -258,7 +252,7 @@ inline void set_rows(AnyRows* to, const RowLayout& layout, int width) {
 inline bool rows_are_packed(const RowLayout& layout, int width, std::initializer_list<Role> roles) {
   if (layout.n() == 0 || layout.n() % width != 0) return false;
   constexpr std::int64_t divisible = std::int64_t{1} << 31;
-  if (row_count(layout) >= divisible) return false;
+  if (layout.rows() >= divisible) return false;
   for (const Role role : roles) {
     const Operand& o = layout.operand(role);
     if (o.present && !(o.unit && is_multiple(o, layout.row_rank(), 16))) return false;

@@ -10,20 +10,23 @@ namespace cuda {
 namespace RMSNORM_HIDDEN detail {
 
 // The power of two that a row is scaled by, in halves: either is a normal number, and elements and
-// rstd that take one each lose no bits that the result could show.
+// rstd that take one each lose no bits that the result could show. What eps and given statistics
+// ask for beyond both leaves next to nothing finite but zeros, and is a third factor.
 template <class C>
 struct Scale {
   static constexpr int most = sizeof(C) == sizeof(float) ? 126 : 1022;
 
   int exponent;
 
-  __device__ __forceinline__ C factor() const { return power_of_two<C>(clamped(exponent / 2)); }
-  __device__ __forceinline__ C rest() const {
-    return power_of_two<C>(clamped(exponent - clamped(exponent / 2)));
+  __device__ __forceinline__ C factor() const { return power_of_two<C>(first()); }
+  __device__ __forceinline__ C rest() const { return power_of_two<C>(second()); }
+  __device__ __forceinline__ C beyond() const {
+    return power_of_two<C>(clamped(exponent - first() - second()));
   }
 
  private:
-  // Exponents beyond both halves come from eps or given statistics that leave nothing finite.
+  __device__ __forceinline__ int first() const { return clamped(exponent / 2); }
+  __device__ __forceinline__ int second() const { return clamped(exponent - first()); }
   static __device__ __forceinline__ int clamped(int e) {
     return e > most ? most : e < -most ? -most : e;
   }
@@ -38,11 +41,11 @@ __device__ __forceinline__ int exponent_of_row(unsigned long long largest, doubl
 
 // From the mean square of values scaled by 2^exponent.
 template <class C>
-__device__ __forceinline__ C rescued_rstd(Statistic<C> mean, double eps, int exponent) {
+__device__ __forceinline__ Root<C> rescued_rstd(Statistic<C> mean, double eps, int exponent) {
   if (exponent == 0) {
-    return static_cast<C>(rmsnorm::detail::reciprocal_root<C>(mean.value() + eps));
+    return {static_cast<C>(rmsnorm::detail::reciprocal_root<C>(mean.value() + eps)), C(0)};
   }
-  return reciprocal_root(plus(mean, split<C>(std::ldexp(eps, 2 * exponent))));
+  return rounded_root(plus(mean, split<C>(std::ldexp(eps, 2 * exponent))));
 }
 
 // A row is normalised as (x * 2^exponent) * rstd. The exponent is mostly 0; one multiplication more
@@ -51,6 +54,38 @@ template <class C>
 struct Normaliser {
   C rstd;
   Scale<C> scale;
+  C rest = 0;  // of RowScale
+
+  __device__ __forceinline__ C returned() const {
+    if (scale.exponent == 0) return rstd;
+    return returned_rstd<C>({static_cast<double>(rstd), scale.exponent, static_cast<double>(rest)});
+  }
+};
+
+// What an element is multiplied by: scaled(), then rstd(). The third factor of the scale belongs to
+// elements, as the first; packed rows, whose statistics are their own, need it for nothing but an
+// eps beside which they vanish, and have it in rstd.
+template <class Elements>
+class RowFactors {
+ public:
+  using C = typename Elements::Compute;
+
+  __device__ __forceinline__ RowFactors(Scale<C> scale, C rstd)
+      : factor_(scale.factor()), beyond_(scale.beyond()), rstd_(multiply(rstd, scale.rest())) {
+    if constexpr (Elements::is_packed) rstd_ = multiply(rstd_, beyond_);
+  }
+
+  __device__ __forceinline__ C scaled(C v) const {
+    v = multiply(v, factor_);
+    if constexpr (!Elements::is_packed) v = multiply(v, beyond_);
+    return v;
+  }
+  __device__ __forceinline__ C rstd() const { return rstd_; }
+
+ private:
+  C factor_;
+  C beyond_;
+  C rstd_;
 };
 
 // From a mean square that was given.
@@ -60,7 +95,7 @@ __device__ __forceinline__ Normaliser<C> normaliser_of(double mean_square,
   const Statistic<C> v = plus(split<C>(mean_square), options.eps_parts);
   if (is_safe(v)) return {reciprocal_root(v), {0}};
   const RowScale scale = rescue_given<C>(mean_square + options.eps);
-  return {static_cast<C>(scale.rstd), {scale.exponent}};
+  return {static_cast<C>(scale.rstd), {scale.exponent}, static_cast<C>(scale.rest)};
 }
 
 // Of the row that the holder has, by all threads of its team. `active` is false for threads without
@@ -73,8 +108,7 @@ class RowStatistics {
 
   struct MeanSquare {
     Statistic<C> scaled;  // of x * 2^exponent
-    Scale<C> scale;
-    C rstd;
+    Normaliser<C> normaliser;
   };
 
   __device__ __forceinline__ RowStatistics(const StatisticOptions<C>& options, const Elements& e,
@@ -93,11 +127,10 @@ class RowStatistics {
       const int exponent = exponent_of_row<C>(largest, options_.eps);
       if (unsafe) scale.exponent = exponent;
       mean = mean_of_squares<true>(scale);
-      // The errors of an infinite sum are NaN.
-      if (largest == infinity_bits<C>()) mean = {magnitude_of_infinity<C>(), C(0)};
     }
-    return {mean, scale,
-            unsafe ? rescued_rstd(mean, options_.eps, scale.exponent) : reciprocal_root(v)};
+    if (!unsafe) return {mean, {reciprocal_root(v), scale}};
+    const Root<C> rstd = rescued_rstd(mean, options_.eps, scale.exponent);
+    return {mean, {rstd.value, scale, rstd.rest}};
   }
 
   // The total over the team, and its error.

@@ -41,7 +41,9 @@ struct CompensatedSum {
     const C addition_error = grow(product);
     errors = add(errors, add(product_error, addition_error));
   }
+  // The errors of an infinite sum are NaN, and are dropped.
   __device__ __forceinline__ void settle() {
+    if (!(std::fabs(errors) < magnitude_of_infinity<C>())) errors = 0;
     const C total = add(sum, errors);
     errors = subtract(errors, subtract(total, sum));
     sum = total;
@@ -137,6 +139,13 @@ struct Statistic {
   __device__ __forceinline__ C rounded() const { return low - low == C(0) ? add(high, low) : high; }
 };
 
+// A root rounded to C, and what it lacks.
+template <class C>
+struct Root {
+  C value;
+  C rest;
+};
+
 // A double as two numbers of C. What exceeds float becomes infinite, and is then never safe.
 template <class C>
 RMSNORM_HOST_DEVICE inline Statistic<C> split(double v) {
@@ -194,14 +203,16 @@ __device__ __forceinline__ bool is_safe(Statistic<float> v) {
 
 // r + r (1 - v r^2) / 2 from an r good to a few units of its last place: the sum's only rounding is
 // that of the last operation, the terms left out are below 2^-44 of it.
-__device__ __forceinline__ float reciprocal_root(Statistic<float> v) {
+__device__ __forceinline__ Root<float> rounded_root(Statistic<float> v) {
   const float r = __frsqrt_rn(v.high);
   const float square = multiply(r, r);
   const float square_error = multiply_subtract(r, r, square);
   float excess = multiply_subtract(v.high, square, 1.0f);
   excess = multiply_add(v.high, square_error, excess);
   excess = multiply_add(v.low, square, excess);
-  return multiply_add(multiply(-0.5f, r), excess, r);
+  const float half = multiply(-0.5f, r);
+  const float value = multiply_add(half, excess, r);
+  return {value, multiply_add(half, excess, subtract(r, value))};
 }
 
 // ---- double ----
@@ -221,8 +232,14 @@ __device__ __forceinline__ Statistic<double> mean_of(double sum, double error,
 __device__ __forceinline__ bool is_safe(Statistic<double> v) {
   return v.high >= SafeRange<double>::least && v.high <= SafeRange<double>::most;
 }
-__device__ __forceinline__ double reciprocal_root(Statistic<double> v) {
-  return rmsnorm::detail::reciprocal_root<double>(v.high);
+__device__ __forceinline__ Root<double> rounded_root(Statistic<double> v) {
+  const RowScale scale = scale_of_root<double>(v.high, 0);
+  return {scale.rstd, scale.rest};
+}
+
+template <class C>
+__device__ __forceinline__ C reciprocal_root(Statistic<C> v) {
+  return rounded_root(v).value;
 }
 
 }  // namespace detail
