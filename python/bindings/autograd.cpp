@@ -65,8 +65,8 @@ bool is_differentiable(const Call& call, nb::handle stream) {
   return true;
 }
 
-nb::object differentiable_rms_norm(Call& call, nb::handle rounding,
-                                   std::optional<DType> out_dtype, bool with_rstd) {
+nb::object differentiable_rms_norm(Call& call, nb::handle rounding, std::optional<DType> out_dtype,
+                                   bool with_rstd) {
   read_memory(call);
   const nb::handle dtype =
       out_dtype ? nb::handle(torch()->dtypes[static_cast<int>(*out_dtype)]) : nb::handle(Py_None);

@@ -19,8 +19,8 @@ bool is_differentiable(const Call& call, nb::handle stream);
 
 // What the operators return, which the results of the functions are. Options are those of the call,
 // which has been read but for the memory of its arrays.
-nb::object differentiable_rms_norm(Call& call, nb::handle rounding,
-                                   std::optional<DType> out_dtype, bool with_rstd);
+nb::object differentiable_rms_norm(Call& call, nb::handle rounding, std::optional<DType> out_dtype,
+                                   bool with_rstd);
 nb::object differentiable_add_rms_norm(Call& call, nb::handle rounding, bool with_rstd);
 
 // RuntimeError naming the argument whose derivative would be lost.

@@ -34,8 +34,8 @@ Property property(PyTypeObject* type, const char* name) {
   Property found;
   found.descriptor = attribute(as_object(type), name);
   if (found.descriptor != nullptr && Py_TYPE(found.descriptor) == &PyGetSetDescr_Type)
-    found.get = reinterpret_cast<descrgetfunc>(
-        PyType_GetSlot(Py_TYPE(found.descriptor), Py_tp_descr_get));
+    found.get =
+        reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(found.descriptor), Py_tp_descr_get));
   return found;
 }
 

@@ -17,8 +17,8 @@
 namespace rmsnorm::python {
 namespace {
 
-// What concerns all arrays of a call at once, after what each is. The rest of the caller's code that
-// a call runs is behind it then, but for that which place and Output::allocate answer for.
+// What concerns all arrays of a call at once, after what each is. The rest of the caller's code
+// that a call runs is behind it then, but for that which place and Output::allocate answer for.
 Placement require_usable(Call& call, nb::handle stream) {
   require_no_derivatives(call);
   read_memory(call);
@@ -165,8 +165,7 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
 
   if (!y.accepted()) y.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (!sum.accepted())
-    sum.allocate(placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes,
-                 call.x.rank);
+    sum.allocate(placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes, call.x.rank);
   if (with_rstd)
     rstd.allocate(placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
   run<ForwardParams>(call, placement);

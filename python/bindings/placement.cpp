@@ -14,7 +14,8 @@ std::uintptr_t handle_of_integer(nb::handle integer) {
   const unsigned long long handle = PyLong_AsUnsignedLongLong(integer.ptr());
   if (handle == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
     nb::python_error cause;
-    raise_from(cause, PyExc_ValueError, "stream: expected the handle of a CUDA stream, >= 0, got %s",
+    raise_from(cause, PyExc_ValueError,
+               "stream: expected the handle of a CUDA stream, >= 0, got %s",
                repr_text(integer).c_str());
   }
   return static_cast<std::uintptr_t>(handle);

@@ -12,8 +12,9 @@
 
 namespace rmsnorm::python {
 
-// An output of a call: either the caller's array or a new one like x. Writing goes through `view`; the
-// Python object is complete only after take(), since JAX arrays must not change once they exist.
+// An output of a call: either the caller's array or a new one like x. Writing goes through `view`;
+// the Python object is complete only after take(), since JAX arrays must not change once they
+// exist.
 class Output {
  public:
   // `view` is where the call, or its scratch memory, has the output.
@@ -23,8 +24,8 @@ class Output {
   void accept(nb::handle out, const char* name);
   bool accepted() const { return array_.is_valid(); }
 
-  // Allocates an array like x, of this dtype and these sizes, compact in row-major order. The arrays
-  // of the call, whose memory has been read, must not have moved meanwhile.
+  // Allocates an array like x, of this dtype and these sizes, compact in row-major order. The
+  // arrays of the call, whose memory has been read, must not have moved meanwhile.
   void allocate(const Placement& placement, DType dtype, const std::int64_t* sizes, int rank);
 
   nb::object take();
