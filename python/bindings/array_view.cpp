@@ -105,8 +105,7 @@ void read_array(nb::handle source, const char* name, Access access, ArrayView& v
   read_uncommon(view);
 }
 
-void read_memory(ArrayView& view) {
-  if (view.pending != Pending::memory) return;
+void read_pending_memory(ArrayView& view) {
   view.pending = Pending::nothing;
   read_native(view);
 }

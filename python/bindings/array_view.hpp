@@ -44,7 +44,8 @@ struct ArrayView {
   nb::object owner;                      // what keeps the memory alive, where source does not
   Pending pending = Pending::nothing;
   Access access = Access::read;
-  bool requires_grad = false;  // of a torch tensor, where grad mode is on
+  bool requires_grad = false;   // of a torch tensor, where grad mode is on
+  bool may_be_negated = false;  // of a torch tensor; refuse_negative_bit asks
 
   bool present() const { return rank >= 0; }
   bool on_cpu() const {
@@ -66,8 +67,12 @@ inline void read_optional(nb::handle source, const char* name, Access access, Ar
   if (!source.is_none()) read_array(source, name, access, view);
 }
 
-// The second step, of a view that waits for it; raises as the first.
-void read_memory(ArrayView& view);
+// The second step; raises as the first. Most of a call's views do not wait for it, and are not
+// worth a call.
+void read_pending_memory(ArrayView& view);
+inline void read_memory(ArrayView& view) {
+  if (view.pending == Pending::memory) read_pending_memory(view);
+}
 
 // ValueError where a NumPy array or torch tensor that was read is no longer what the view says.
 void require_unmoved(const ArrayView& view);
@@ -80,6 +85,8 @@ void read_on_stream(ArrayView& view, std::uintptr_t stream);
 void read_numpy(ArrayView& view);
 void recognise_torch(ArrayView& view);
 void read_torch(ArrayView& view);
+// Asks torch, whose modes hear of it.
+void refuse_negative_bit(const ArrayView& view);
 void read_dlpack(nb::handle source, ArrayView& view);
 
 // The part that torch's C exchange API and __dlpack__ share: checks every field before its use.

@@ -98,13 +98,9 @@ struct Call {
 };
 
 // The second step of reading arrays, for all of a call.
-inline void read_memory(Call& call) {
-  call.for_each_array([](Argument, ArrayView& view) { read_memory(view); });
-}
+void read_memory(Call& call);
 
-inline void require_unmoved(const Call& call) {
-  call.for_each_array([](Argument, const ArrayView& view) { require_unmoved(view); });
-}
+void require_unmoved(const Call& call);
 
 inline const ArrayView* Call::array(Argument argument) const {
   switch (argument) {

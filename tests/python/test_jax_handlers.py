@@ -195,6 +195,8 @@ def refused(handler, arguments, results, /, **changed):
         ({"eps": -1.0}, 3, r"^rmsnorm: eps: "),
         ({"partial": 2.0}, 3, r"^rmsnorm: partial: "),
         ({"axis": -3}, 3, r"^rmsnorm: axis: "),
+        ({"axis": 2}, 3, r"^rmsnorm: axis: "),
+        ({"axis": 2**32 - 1}, 13, r"axis 4294967295"),
         ({"rounding": "twice"}, 13, r"rounding twice"),
         ({"eps": None}, 13, r"no attribute eps"),
         ({"eps": 1}, 13, r"attribute eps of an unexpected dtype"),
@@ -219,21 +221,42 @@ def test_refused_arrays():
     assert "dtype 4" in refused(FORWARD, {"x": x.astype(np.int32)}, {"y": y})[1]
 
 
-def test_more_dimensions_than_a_view_has():
+@pytest.mark.parametrize("rank", [65, 2**32 + 2, -1, -(2**63)])
+def test_ranks_that_no_view_has(rank):
     x, y = sample((3, 40)), sample((3, 40), 1)
     xla = xla_frame.Xla()
     frame, kept = xla_frame.frame_of(xla, {"x": x}, {"y": y})
-    kept[2][0].rank = 65
+    kept[2][0].rank = rank
     assert xla_frame.handler_of(FORWARD)(ctypes.byref(frame))
-    assert "65 dimensions" in xla.errors[0][1]
+    assert f"{rank} dimensions" in xla.errors[0][1]
 
 
-@pytest.mark.parametrize("which", ["frame", "api", "buffer"])
+@pytest.mark.parametrize("size", [-1, -(2**63)])
+def test_negative_sizes(size):
+    x, y = sample((3, 40)), sample((3, 40), 1)
+    xla = xla_frame.Xla()
+    frame, kept = xla_frame.frame_of(xla, {"x": x}, {"y": y})
+    kept[2][0].sizes[1] = size
+    assert xla_frame.handler_of(FORWARD)(ctypes.byref(frame))
+    assert f"size {size}" in xla.errors[0][1]
+
+
+@pytest.mark.parametrize("axis", [12, 100, -13, 2**31 - 1, -(2**31)])
+def test_an_axis_outside_of_many_dimensions(axis):
+    x = np.ones((2,) * 11 + (40,), F32)
+    error = refused(
+        FORWARD, {"x": x}, {"y": np.empty_like(x), "rstd": np.empty((2,) * 11, F32)}, axis=axis
+    )
+    assert error[0] == 3 and "axis: " in error[1]
+
+
+@pytest.mark.parametrize("which", ["frame", "api", "buffer", "arguments", "results", "attributes"])
 def test_structs_that_are_too_small(which):
     x, y = sample((3, 40)), sample((3, 40), 1)
     xla = xla_frame.Xla()
     frame, kept = xla_frame.frame_of(xla, {"x": x}, {"y": y})
-    struct = {"frame": frame, "api": xla.api, "buffer": kept[2][0]}[which]
+    structs = {"frame": frame, "api": xla.api, "buffer": kept[2][0]}
+    struct = structs[which] if which in structs else getattr(frame, which)
     struct.size -= 8
     assert xla_frame.handler_of(FORWARD)(ctypes.byref(frame))
     assert "not supported" in xla.errors[0][1]

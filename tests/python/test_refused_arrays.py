@@ -93,6 +93,32 @@ def test_negative_bit_views(x):
         assert_same_bits(target.resolve_neg().numpy(), rmsnorm.rms_norm(x).numpy())
 
 
+def test_negative_bits_under_other_strides(x):
+    """as_strided keeps the bit, and gives the view strides that no imaginary part has."""
+    for dtype in (torch.complex64, torch.complex128):
+        view = torch.complex(torch.zeros(6, 9), torch.ones(6, 9)).to(dtype).conj().imag
+        for strides in ((5, 1), (1, 3), (7, 2), (2, 5), (0, 1)):
+            for odd in (view, view[1:, 1:], view.detach()):
+                tensor = odd.as_strided((3, 5), strides)
+                assert tensor.is_neg()
+                weight, out = tensor[0], torch.full((3, 5), 7.0)
+                with pytest.raises(ValueError, match=r"^x\b.*negative bit"):
+                    rmsnorm.rms_norm(tensor, out=out)
+                with pytest.raises(ValueError, match=r"^weight\b.*negative bit"):
+                    rmsnorm.rms_norm(x[:, :5], weight, out=out)
+                with pytest.raises(ValueError, match=r"^out\b.*negative bit"):
+                    rmsnorm.rms_norm(x[:, :5], out=tensor)
+                assert (out == 7).all()
+
+
+def test_strides_of_negated_tensors_without_the_bit(x):
+    """Whatever begins between two elements of a complex number is asked, and taken."""
+    wide = torch.cat([x, x], 1)
+    for offset in range(4):
+        part = wide[:, offset : offset + 8]
+        assert_same_bits(rmsnorm.rms_norm(part).numpy(), rmsnorm.rms_norm(part.clone()).numpy())
+
+
 @pytest.mark.parametrize("to_layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
 def test_tensors_without_strided_memory(x, to_layout):
     if to_layout == "to_mkldnn" and not torch.backends.mkldnn.is_available():
