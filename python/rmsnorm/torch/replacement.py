@@ -30,15 +30,18 @@ _OTHER_NORMS = (
 )
 
 
+# The attribute of a module in which its norm is.
+_NORM = "_rmsnorm_norm"
+
+
 class _Replaced:
     """What a class inherits ahead of a model's own, so that only its forward is another.
 
-    A module has its norm as an attribute. Without that, its forward is that of its own class, also
-    where other classes and hooks have been put around this one.
+    What it computes is an attribute of the module. Without that it computes what its own class does:
+    whoever has kept this forward, in a class derived from this one or in a hook, then calls that.
     """
 
     _rmsnorm_original: ClassVar[type[Module]]
-    _rmsnorm_norm: Norm | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Classes made here have no name that pickle could find.
@@ -69,7 +72,7 @@ def _derived_class(original: type[Module]) -> type[Module]:
     _, argument = signature.parameters
 
     def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Tensor:
-        norm = self._rmsnorm_norm
+        norm: Norm | None = getattr(self, _NORM, None)
         if norm is None:
             return own_forward(self, *inputs, **named)
         if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
@@ -91,12 +94,12 @@ def _derived_class(original: type[Module]) -> type[Module]:
 def _replace(module: Module, norm: Norm) -> None:
     if not isinstance(module, _Replaced):
         _change_class(module, _replaced_class(type(module)))
-    vars(module)["_rmsnorm_norm"] = norm
+    vars(module)[_NORM] = norm
 
 
 def _restore(module: Module) -> None:
     """Ends what _replace began, beneath whatever has been put on the module since."""
-    vars(module).pop("_rmsnorm_norm", None)
+    vars(module).pop(_NORM, None)
     kind = type(module)
     if isinstance(module, _Replaced) and kind is _classes[module._rmsnorm_original]:
         _change_class(module, module._rmsnorm_original)
@@ -133,7 +136,7 @@ def _require_replaceable(module: Module) -> None:
     """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
     if isinstance(module, RMSNorm):
         raise Unrecognised("it is this library's")
-    if "_rmsnorm_norm" in vars(module):
+    if _NORM in vars(module):
         raise Unrecognised("it was replaced before")
     if not _forward_is_reached(module):
         raise Unrecognised("its forward was replaced by somebody else")
