@@ -37,8 +37,8 @@ _NORM = "_rmsnorm_norm"
 class _Replaced:
     """What a class inherits ahead of a model's own, so that only its forward is another.
 
-    What it computes is an attribute of the module. Without that it computes what its own class does:
-    whoever has kept this forward, in a class derived from this one or in a hook, then calls that.
+    What this library computes there is an attribute of the module. Without it the forward is that
+    of the model's class, for whoever has kept this one in a derived class or a hook.
     """
 
     _rmsnorm_original: ClassVar[type[Module]]
@@ -67,14 +67,13 @@ def _replaced_class(original: type[Module]) -> type[Module]:
 
 
 def _derived_class(original: type[Module]) -> type[Module]:
-    own_forward: Callable[..., Tensor] = original.forward
-    signature = inspect.signature(own_forward)
+    signature = inspect.signature(original.forward)
     _, argument = signature.parameters
 
-    def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Any:
         norm: Norm | None = getattr(self, _NORM, None)
         if norm is None:
-            return own_forward(self, *inputs, **named)
+            return original.forward(self, *inputs, **named)
         if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
             raise TypeError(f"forward: expected one argument, {argument}")
         x = inputs[0] if inputs else named[argument]
@@ -147,7 +146,7 @@ def _forward_is_reached(module: Module) -> bool:
     """Whether a call comes to the forward of the module's class, through hooks of accelerate or
     without."""
     members = vars(module)
-    own = "_old_forward" if "_hf_hook" in members else "forward"
+    own = "_old_forward" if {"_hf_hook", "_old_forward"} <= members.keys() else "forward"
     return own not in members or _is_method(members[own], type(module).forward, module)
 
 
@@ -252,10 +251,11 @@ def replace_rms_norms(model: Module) -> Report:
     The modules stay where they are, with their parameters, hooks, state dict, dtype and device;
     only their forward is another. A module is replaced if running its forward on tensors without
     storage shows one of the known formulas, with its roundings and its dtypes of results, for
-    every combination of float16, bfloat16 and float32; the name of its class only tells where to
-    look. Everything else is left, and the report says why. Results differ from the
-    original's by the last bits of 1/sqrt(mean(x**2) + eps), except that float64 input is computed
-    in float64 throughout, where most models go through float32.
+    every combination of float16, bfloat16 and float32 and under autocast for CUDA; the names of its
+    class and of those that it derives from only tell where to look. Everything else is left, and
+    the report says why. Results differ from the original's by the last bits of
+    1/sqrt(mean(x**2) + eps), except that float64 input is computed in float64 throughout, where
+    most models go through float32.
 
     eps is read now: changing the attribute later has no effect. Call it before torch.compile.
     The modules can be copied and pickled, and are replaced in the copy too.
@@ -279,7 +279,7 @@ def replace_rms_norms(model: Module) -> Report:
         kind = type(module).__name__
         try:
             _require_replaceable(module)
-            _restore(module)  # an undo may have left the class, beneath what is gone now
+            _restore(module)  # An undo may have left the class, beneath what is gone now.
             norm = recognition.of(module)
         except Unrecognised as error:
             left.append(LeftNorm(name, module, kind, str(error)))
