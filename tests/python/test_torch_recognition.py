@@ -6,6 +6,7 @@ What is one step away from a known formula is in test_torch_report.py.
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from rmsnorm.torch import replace_rms_norms
@@ -195,7 +196,29 @@ def test_eps_that_is_a_tensor_is_left():
     assert reason_to_leave(nn.RMSNorm(N, eps=torch.tensor(1e-6))) == "its eps is a Tensor"
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, float])
+def test_eps_of_another_type(number):
+    eps = number(0.1)
+    for norm in (nn.RMSNorm(N, eps), norm_of(_by_torch, eps), norm_of(_through_float, eps)):
+        x = sample(5, N)
+        expected = norm(x)
+        assert abs(replaced(norm).eps - eps) <= 1e-8
+        torch.testing.assert_close(norm(x), expected)
+
+
 # What decides beside dtypes.
+
+
+def test_buffers_of_another_dtype_are_another_module():
+    def forward(self, x):
+        return self.weight.to(self.like.dtype) * unit(x).to(x.dtype)
+
+    norms = [norm_of(forward) for _ in range(2)]
+    for norm, dtype in zip(norms, (SINGLE, HALF)):
+        norm.__class__ = type(norms[0])
+        norm.register_buffer("like", torch.ones(N, dtype=dtype))
+    reasons = [n.reason for n in replace_rms_norms(nn.ModuleList(norms)).left]
+    assert len(reasons) == 2 and reasons[0] != reasons[1]
 
 
 def test_something_else_in_float64_or_under_autocast_is_left():

@@ -103,6 +103,15 @@ def test_a_parametrization_is_removed_after_undo(calls):
     assert type(watched.module) is nn.RMSNorm
 
 
+def test_a_parametrization_beneath():
+    """It could not be removed from a class derived from the one that it made."""
+    norm = parametrize.register_parametrization(nn.RMSNorm(N), "weight", Doubled())
+    (left,) = replace_rms_norms(norm).left
+    assert left.reason == "it has modules within"
+    parametrize.remove_parametrizations(norm, "weight")
+    assert type(norm) is nn.RMSNorm
+
+
 def test_copies_with_a_parametrization(calls):
     watched = Watched(calls)
     parametrize.register_parametrization(watched.module, "weight", Doubled())

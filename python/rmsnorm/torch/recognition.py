@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from ctypes import c_float
 from dataclasses import dataclass
 from functools import cache, partial
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class _Trace:
     weight: torch.dtype = torch.bfloat16
     rank: int = 3
     training: bool = False
-    autocast: bool = False  # of CUDA, on tensors that say to be there
+    autocast: bool = False  # True: that of CUDA is enabled, and tensors say that they are there.
 
     @property
     def device(self) -> str:
@@ -359,19 +361,20 @@ def _eps(of: Mapping[_Trace, float]) -> float | None:
 
 def _of_torch(module: Module) -> Norm:
     assert isinstance(module, torch.nn.RMSNorm)
-    if not (module.eps is None or _is_number(module.eps)):
+    if not isinstance(module.eps, (Real, NoneType)):
         raise Unrecognised(f"its eps is a {type(module.eps).__name__}")
+    eps = None if module.eps is None else float(module.eps)
     dims = len(module.normalized_shape)
     if module.weight is None:
-        return Norm(TORCH_UNWEIGHTED, module.eps, None, dims=dims)
-    return Norm(TORCH_WEIGHTED, module.eps, "weight", dims=dims)
+        return Norm(TORCH_UNWEIGHTED, eps, None, dims=dims)
+    return Norm(TORCH_WEIGHTED, eps, "weight", dims=dims)
 
 
 def _recognise(module: Module) -> Norm:
-    if type(module).forward is torch.nn.RMSNorm.forward:
-        return _of_torch(module)
     if next(module.children(), None) is not None:
         raise Unrecognised("it has modules within")
+    if type(module).forward is torch.nn.RMSNorm.forward:
+        return _of_torch(module)
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if len(parameters) != 1 or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -399,8 +402,8 @@ _ATTRIBUTES_OF_HOOKS = ("forward", "_old_forward", "_hf_hook")
 
 def _what_forward_depends_on(module: Module) -> Hashable:
     """Equal for modules that compute the same; None where that is not known."""
-    shapes = tuple(
-        (name, None if tensor is None else tuple(tensor.shape))
+    tensors = tuple(
+        (name, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
     )
     attributes = tuple(
@@ -408,7 +411,7 @@ def _what_forward_depends_on(module: Module) -> Hashable:
         for name, value in vars(module).items()
         if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
     )
-    kind = (type(module), shapes, attributes)
+    kind = (type(module), tensors, attributes)
     try:
         hash(kind)
     except TypeError:
