@@ -159,6 +159,26 @@ def test_rmsnorm_torch(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_is_torchs(dtype):
+    import rmsnorm.torch
+
+    x, weight = sample((64, 512), dtype).requires_grad_(), sample((512,), dtype, 1).requires_grad_()
+    replaced = torch.nn.RMSNorm(512, EPS, device="cuda", dtype=dtype)
+    assert rmsnorm.torch.replace_rms_norms(replaced).replaced
+    with torch.no_grad():
+        replaced.weight.copy_(weight)
+    with torch.autocast("cuda", BF16):
+        theirs = torch.nn.functional.rms_norm(x, (512,), weight, EPS)
+        ours = rmsnorm.torch.rms_norm(x, 512, weight, EPS)
+        assert_same(replaced(x), ours)
+    assert ours.dtype == theirs.dtype
+    dy = sample((64, 512), ours.dtype, 2)
+    for a, b in zip(*(torch.autograd.grad(y, (x, weight), dy) for y in (ours, theirs))):
+        assert a.dtype == b.dtype
+        assert torch.allclose(a, b, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_torch_norm(shape, dtype):
     x, weight = sample(shape, dtype), sample(shape[-1:], dtype, 1)

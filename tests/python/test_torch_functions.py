@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import rmsnorm
 import rmsnorm.torch
@@ -199,3 +200,110 @@ def test_module_is_an_ordinary_one():
     norm(x).square().sum().backward()
     optimizer.step()
     assert not torch.equal(norm.weight, before)
+
+
+# Integers of any type.
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int8, np.uint16, int], ids=lambda t: t.__name__)
+def test_integers(integer):
+    n, x = integer(40), sample((3, 40))
+    norm = rmsnorm.torch.RMSNorm(n)
+    assert norm.normalized_shape == torch.nn.RMSNorm(n).normalized_shape == (40,)
+    assert all(type(size) is int for size in norm.normalized_shape)
+    assert rmsnorm.torch.RMSNorm([integer(3), n]).normalized_shape == (3, 40)
+    expected = rmsnorm.torch.rms_norm(x, 40)
+    for normalized_shape in (n, (n,), [n]):
+        assert same(rmsnorm.torch.rms_norm(x, normalized_shape), expected)
+        assert same(rmsnorm.torch.add_rms_norm(x, x, normalized_shape)[1], x + x)
+
+
+@pytest.mark.parametrize("wrong", [True, 40.0, "40", None, torch.tensor([40]), [40.0], (True,)])
+def test_what_is_no_integer(wrong):
+    message = r"^normalized_shape: expected an integer or a sequence of integers, got "
+    with pytest.raises(TypeError, match=message):
+        rmsnorm.torch.RMSNorm(wrong)
+    if not isinstance(wrong, tuple):
+        with pytest.raises(TypeError, match=message):
+            rmsnorm.torch.rms_norm(sample((3, 40)), wrong)
+
+
+class OfAnyWidth(torch.nn.Module):
+    """The ways to name the width, which is a symbol while the module is exported."""
+
+    def forward(self, x, weight):
+        n = x.shape[-1]
+        module = rmsnorm.torch.RMSNorm(n, elementwise_affine=False)
+        norms = [rmsnorm.torch.rms_norm(x, s, weight) for s in (n, (n,), [n], x.shape[-1:])]
+        return module(x), rmsnorm.torch.add_rms_norm(x, x, n)[0], *norms
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_symbols_as_integers(strict):
+    dims = [torch.export.Dim(name, min=2, max=100) for name in ("rows", "n")]
+    shapes = (dict(enumerate(dims)), {0: dims[1]})
+    program = torch.export.export(
+        OfAnyWidth(), (sample((3, 8)), sample(8)), dynamic_shapes=shapes, strict=strict
+    )
+    x, weight = sample((5, 12)), sample(12)
+    for y, expected in zip(program.module()(x, weight), OfAnyWidth()(x, weight), strict=True):
+        assert same(y, expected)
+
+
+# Importing the package again, as notebooks and test runners do.
+
+IMPORTED_AGAIN = """
+import gc, importlib, sys
+import torch
+import rmsnorm.torch as first
+
+x, w = torch.randn(3, 8, requires_grad=True), torch.ones(8)
+compiled = torch.compile(lambda x: first.rms_norm(x, 8, w), fullgraph=True, backend="aot_eager")
+program = torch.export.export(first.RMSNorm(8, 1e-5), (x.detach(),))
+module, operator = first.RMSNorm(8, 1e-5), torch.ops.rmsnorm.rms_norm.default
+expected = compiled(x).detach()
+
+
+def use(package):
+    for norm in (package.rms_norm, first.rms_norm):
+        (dx,) = torch.autograd.grad(norm(x, 8, w).square().sum(), x, create_graph=True)
+        dx.sum().backward()
+        torch.func.jvp(lambda x: norm(x, 8, w), (x.detach(),), (x.detach(),))
+        assert torch.equal(torch.vmap(lambda x: norm(x, 8, w))(x), expected)
+        assert norm(x.to("meta"), 8).shape == (3, 8)
+    assert torch.equal(compiled(x), expected) and compiled(x).requires_grad
+    assert torch.equal(program.module()(x.detach()), module(x))
+    arguments = (x.detach(), w, None, 1e-5, -1, 0.0, "once", 1.0, None)
+    assert torch.equal(operator(*arguments)[0], module(x))
+    assert torch.equal(torch.ops.rmsnorm.rms_norm(*arguments)[0], module(x))
+    norm = torch.nn.RMSNorm(8)
+    assert package.replace_rms_norms(norm).replaced
+    assert first.replace_rms_norms(norm).left[0].reason == "it was replaced before"
+
+
+for _ in range(3):
+    AGAIN
+    gc.collect()
+    use(sys.modules["rmsnorm.torch"])
+"""
+WAYS_TO_IMPORT_AGAIN = {
+    "deleted": """
+    for name in [name for name in sys.modules if name.startswith("rmsnorm.torch")]:
+        del sys.modules[name]
+    assert importlib.import_module("rmsnorm.torch") is not first
+""",
+    "reloaded": """
+    for name in [name for name in sys.modules if name.startswith("rmsnorm.torch")]:
+        importlib.reload(sys.modules[name])
+""",
+    "reloaded in part": """
+    for name in ("gradients", "batching", "operators"):
+        importlib.reload(sys.modules["rmsnorm.torch." + name])
+""",
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_IMPORT_AGAIN)
+def test_imported_again(way):
+    code = IMPORTED_AGAIN.replace("\n    AGAIN\n", WAYS_TO_IMPORT_AGAIN[way])
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,9 +5,11 @@ minutes: the statement of the class is run with torch's modules at hand. Classes
 same are tested once.
 """
 
+import contextlib
 import functools
 import importlib.util
 import inspect
+import itertools
 import pathlib
 import re
 import types
@@ -21,6 +23,7 @@ import torch
 from floats import BF16, F16, F32, assert_same_bits
 from rmsnorm.torch import replace_rms_norms
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_arrays import TORCH, to_numpy, to_torch, torch_rstd
 
 N = 96
@@ -177,3 +180,28 @@ def test_gradients(name, dtype):
     for ours, theirs in zip(gradients(), expected, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@contextlib.contextmanager
+def cuda_autocast():
+    """torch.autocast would look for a device."""
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_dtypes_under_autocast(name):
+    """That of CUDA, which changes torch's own function and leaves the operations of models."""
+    original, replaced = norm_of_class(name, torch.float32), norm_of_class(name, torch.float32)
+    assert replace_rms_norms(replaced).replaced
+    for x_dtype, dtype in itertools.product(TORCH.values(), TORCH.values()):
+        with FakeTensorMode(), cuda_autocast():
+            x = torch.empty(3, N, dtype=x_dtype, device="cuda")
+            for module in (original, replaced):
+                for parameter in module._parameters:
+                    without_storage = torch.empty(N, dtype=dtype, device="cuda")
+                    module._parameters[parameter] = nn.Parameter(without_storage, False)
+            assert replaced(x).dtype == original(x).dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from . import dispatch
 
 _SINGLE_EPS = torch.finfo(torch.float32).eps
 _DOUBLE_EPS = torch.finfo(torch.float64).eps
+_INTEGERS = (Integral, torch.SymInt)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -24,17 +25,20 @@ def default_eps(dtype: torch.dtype) -> float:
     return _DOUBLE_EPS if dtype == torch.float64 else _SINGLE_EPS
 
 
-def sizes_of(normalized_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+def sizes_of(normalized_shape: Any) -> tuple[int, ...]:
     """normalized_shape as a tuple of integers, which may be of any type and symbols of torch."""
-    single = isinstance(normalized_shape, (Integral, torch.SymInt))
-    sizes = (normalized_shape,) if single else normalized_shape
-    if isinstance(sizes, Iterable):
-        sizes = tuple(sizes)
-        if all(isinstance(n, (Integral, torch.SymInt)) and type(n) is not bool for n in sizes):
-            return tuple(n if isinstance(n, torch.SymInt) else operator.index(n) for n in sizes)
-    raise TypeError(
-        f"normalized_shape: expected an integer or a sequence of integers, got {normalized_shape!r}"
-    )
+    sizes = normalized_shape if isinstance(normalized_shape, Iterable) else (normalized_shape,)
+    sizes = tuple(sizes)
+    if not all(isinstance(n, _INTEGERS) and not isinstance(n, bool) for n in sizes):
+        raise TypeError(
+            "normalized_shape: expected an integer or a sequence of integers, "
+            f"got {normalized_shape!r}"
+        )
+    return tuple(_as_integer(n) for n in sizes)
+
+
+def _as_integer(n: Any) -> Any:
+    return n if isinstance(n, (int, torch.SymInt)) else operator.index(n)
 
 
 def _require_tensor(name: str, tensor: object) -> None:
@@ -52,10 +56,12 @@ def _require_parameters(weight: object, bias: object) -> None:
 def _axis_and_eps(
     input: Tensor, normalized_shape: SupportsIndex | Sequence[SupportsIndex], eps: float | None
 ) -> tuple[int, float]:
-    if isinstance(normalized_shape, (tuple, list)):
-        shape = tuple(normalized_shape)
+    if isinstance(normalized_shape, tuple):
+        shape = normalized_shape
+    elif type(normalized_shape) is int:
+        shape = (normalized_shape,)
     else:
-        shape = (normalized_shape,) if type(normalized_shape) is int else sizes_of(normalized_shape)
+        shape = sizes_of(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
@@ -64,9 +70,9 @@ def _axis_and_eps(
     return -len(shape), default_eps(input.dtype) if eps is None else eps
 
 
-def _autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype of torch's own result for a tensor on CUDA where autocast has it changed."""
-    if input.dtype in _HALF and torch.is_autocast_enabled("cuda"):
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype of torch's own result where autocast changes it."""
+    if input.is_cuda and input.dtype in _HALF and torch.is_autocast_enabled("cuda"):
         return torch.float32
     return None
 
@@ -135,11 +141,12 @@ def rms_norm(
             out_dtype=out_dtype,
         )
         return overridden
-    _require_tensor("input", input)
+    if type(input) is not Tensor:
+        _require_tensor("input", input)
     _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
     if out_dtype is None and input.is_cuda:
-        out_dtype = _autocast_dtype(input)
+        out_dtype = autocast_dtype(input)
     y: Tensor = dispatch.rms_norm(
         False, input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
     )

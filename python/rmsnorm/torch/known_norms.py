@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .functional import rms_norm
+from .functional import autocast_dtype, rms_norm
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ def _by_torch(
     return rms_norm(x, x.shape[-dims:], weight, eps)
 
 
+def _define_before_weight_by_torch(x: Tensor, eps: float, weight: Tensor) -> Tensor:
+    return weight * functional.rms_norm(x, x.shape[-1:], None, eps)
+
+
 # The dtype of the result is written out in the others, whose operations know no autocast.
 
 
@@ -117,6 +121,15 @@ def _before_weight(
     )
 
 
+def _before_weight_by_torch(
+    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    if autocast_dtype(x) is None:
+        return _before_weight(x, dims, eps, weight, bias)
+    assert weight is not None
+    return weight * rms_norm(x, x.shape[-dims:], None, eps)
+
+
 def _by_weight_dtype(
     x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
@@ -145,6 +158,12 @@ TORCH_UNWEIGHTED = Formula("T(x32 * r)", (), _define_by_torch, _by_torch)
 
 FORMULAS = (
     Formula("w * T(x32 * r)", ("weight",), _define_before_weight, _before_weight),
+    Formula(
+        "w * T(x32 * r)",
+        ("weight",),
+        _define_before_weight_by_torch,
+        _before_weight_by_torch,
+    ),
     Formula("w * T(x32 * r) + b", ("weight", "bias"), _define_with_bias, _before_weight),
     Formula("T(x32 * r * (1 + w))", ("weight",), _define_around_zero, _once_around_zero),
     Formula("T(w * (x32 * r))", ("weight",), _define_once, _once),

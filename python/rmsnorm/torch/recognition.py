@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from ctypes import c_float
 from dataclasses import dataclass
 from functools import cache, partial
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class _Trace:
     weight: torch.dtype = torch.bfloat16
     rank: int = 3
     training: bool = False
-    autocast: bool = False  # of CUDA, on tensors that say to be there
+    autocast: bool = False  # True: that of CUDA is enabled, and tensors say that they are there.
 
     @property
     def device(self) -> str:
@@ -137,17 +139,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function.namespace == "aten":
+            with self:  # Torch's rms_norm has a kernel on some devices; on others it is operations.
+                taken_apart = function.decompose(*args, **kwargs)
+            if taken_apart is not NotImplemented:
+                return taken_apart
         operands = tuple(map(self.expression, args))
         result = function(*args, **kwargs)
         if isinstance(result, Tensor):
             expression = self._normal_form(function, args, operands, kwargs, result)
             self._known[id(result)] = (result, expression)
-        elif isinstance(result, (tuple, list)):
-            for index, part in enumerate(result):
-                if isinstance(part, Tensor):
-                    taken = (str(function), *operands, *sorted(kwargs.items()), index)
-                    self._known[id(part)] = (part, _Expression("part", self.dtype(part), taken))
         return result
+
+    def _require_numbers_to_add_nothing(self, args: tuple[Any, ...], result: Tensor) -> None:
+        """Raises Unrecognised where a tensor that counts as a number gives a result its shape or
+        dtype."""
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        others = [t for t in tensors if not _is_number(self.expression(t))]
+        of_others = [(t.shape, self.dtype(t)) for t in others]
+        if len(others) < len(tensors) and of_others != [(result.shape, self.dtype(result))]:
+            raise Unrecognised("its forward uses tensors beside its input and parameters")
 
     def _normal_form(
         self,
@@ -162,9 +173,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _ONES:
             return 1.0  # a number in all that follows
         conversion = name == "_to_copy" and kwargs.keys() <= {"dtype", "layout", "device"}
-        if conversion and _is_number(first):
+        if (conversion or name == "detach") and _is_number(first):
             return first
-        _require_numbers_to_add_nothing(args, operands, result)
+        self._require_numbers_to_add_nothing(args, result)
         if name == "add_" and isinstance(first, _Expression) and first.operands:
             name = "add"  # a result of this forward, which nobody else sees
         if conversion and isinstance(first, _Expression):
@@ -189,18 +200,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _Expression(name, dtype, operands)
 
 
-def _require_numbers_to_add_nothing(
-    args: tuple[Any, ...], operands: tuple[Any, ...], result: Tensor
-) -> None:
-    """Raises Unrecognised where a tensor that counts as a number gives a result its shape or dtype."""
-    tensors = [(arg, known) for arg, known in zip(args, operands) if isinstance(arg, Tensor)]
-    others = [arg for arg, known in tensors if not _is_number(known)]
-    if len(others) == len(tensors):
-        return
-    if [(t.shape, t.dtype) for t in others] != [(result.shape, result.dtype)]:
-        raise Unrecognised("its forward uses tensors beside its input and parameters")
-
-
 def _match(known: Any, found: Any, bound: dict[str, Any]) -> dict[str, Any] | None:
     """What the tensors and eps of a formula are in an expression; None if it is another."""
     if isinstance(known, _Expression) and isinstance(found, _Expression):
@@ -223,7 +222,7 @@ def _match(known: Any, found: Any, bound: dict[str, Any]) -> dict[str, Any] | No
                 return result
         return None
     if _is_number(known) and known == _EPS:
-        return _bind("eps", found, bound) if found is None or _is_number(found) else None
+        return _bind("eps", found, bound) if _is_number(found) else None
     alike = type(known) is type(found) or (_is_number(known) and _is_number(found))
     return bound if alike and known == found else None
 
@@ -238,15 +237,9 @@ _EPS = 0.0078125 + 2.0**-20
 
 @contextmanager
 def _prepared(trace: _Trace) -> Iterator[None]:
-    """Tensors that are made within have no storage, autocast is as the trace wants it, and torch
-    takes operations apart in one way, whatever the caller has enabled."""
+    """Tensors that are made within have no storage, and autocast is as the trace wants it."""
     before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
-    with (
-        warnings.catch_warnings(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        FakeTensorMode(),
-    ):
+    with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode():
         warnings.simplefilter("ignore")
         try:
             torch.set_autocast_enabled("cpu", False)
@@ -352,35 +345,36 @@ def _compared(formula: Formula, expression: Callable[[_Trace], _Expression]) -> 
         return str(error)
 
 
-def _eps(of: Mapping[_Trace, float | None]) -> float | None:
+def _eps(of: Mapping[_Trace, float]) -> float | None:
     """The one eps of all traces; None where each dtype is given torch's default.
 
     Torch's own function rounds eps to float32 where it computes in that, so float64 tells it.
     """
     (double,) = (of[trace] for trace in _DOUBLE)
     others = {eps for trace, eps in of.items() if trace not in _DOUBLE}
-    if double == default_eps(torch.float64) and others <= {None, default_eps(torch.float32)}:
+    if double == default_eps(torch.float64) and others == {default_eps(torch.float32)}:
         return None
-    if double is None or not others <= {double, c_float(double).value}:
+    if not others <= {double, c_float(double).value}:
         raise Unrecognised("its eps depends on the dtype of x")
     return float(double)
 
 
 def _of_torch(module: Module) -> Norm:
     assert isinstance(module, torch.nn.RMSNorm)
-    if not (module.eps is None or _is_number(module.eps)):
+    if not isinstance(module.eps, (Real, NoneType)):
         raise Unrecognised(f"its eps is a {type(module.eps).__name__}")
+    eps = None if module.eps is None else float(module.eps)
     dims = len(module.normalized_shape)
     if module.weight is None:
-        return Norm(TORCH_UNWEIGHTED, module.eps, None, dims=dims)
-    return Norm(TORCH_WEIGHTED, module.eps, "weight", dims=dims)
+        return Norm(TORCH_UNWEIGHTED, eps, None, dims=dims)
+    return Norm(TORCH_WEIGHTED, eps, "weight", dims=dims)
 
 
 def _recognise(module: Module) -> Norm:
-    if type(module).forward is torch.nn.RMSNorm.forward:
-        return _of_torch(module)
     if next(module.children(), None) is not None:
         raise Unrecognised("it has modules within")
+    if type(module).forward is torch.nn.RMSNorm.forward:
+        return _of_torch(module)
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if len(parameters) != 1 or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -408,8 +402,8 @@ _ATTRIBUTES_OF_HOOKS = ("forward", "_old_forward", "_hf_hook")
 
 def _what_forward_depends_on(module: Module) -> Hashable:
     """Equal for modules that compute the same; None where that is not known."""
-    shapes = tuple(
-        (name, None if tensor is None else tuple(tensor.shape))
+    tensors = tuple(
+        (name, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
     )
     attributes = tuple(
@@ -417,7 +411,7 @@ def _what_forward_depends_on(module: Module) -> Hashable:
         for name, value in vars(module).items()
         if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
     )
-    kind = (type(module), shapes, attributes)
+    kind = (type(module), tensors, attributes)
     try:
         hash(kind)
     except TypeError:

@@ -30,15 +30,18 @@ _OTHER_NORMS = (
 )
 
 
+# The attribute of a module in which its norm is.
+_NORM = "_rmsnorm_norm"
+
+
 class _Replaced:
     """What a class inherits ahead of a model's own, so that only its forward is another.
 
-    A module has its norm as an attribute. Without that, its forward is that of its own class, also
-    where other classes and hooks have been put around this one.
+    What this library computes there is an attribute of the module. Without it the forward is that
+    of the model's class, for whoever has kept this one in a derived class or a hook.
     """
 
     _rmsnorm_original: ClassVar[type[Module]]
-    _rmsnorm_norm: Norm | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Classes made here have no name that pickle could find.
@@ -64,14 +67,13 @@ def _replaced_class(original: type[Module]) -> type[Module]:
 
 
 def _derived_class(original: type[Module]) -> type[Module]:
-    own_forward: Callable[..., Tensor] = original.forward
-    signature = inspect.signature(own_forward)
+    signature = inspect.signature(original.forward)
     _, argument = signature.parameters
 
-    def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Tensor:
-        norm = self._rmsnorm_norm
+    def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Any:
+        norm: Norm | None = getattr(self, _NORM, None)
         if norm is None:
-            return own_forward(self, *inputs, **named)
+            return original.forward(self, *inputs, **named)
         if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
             raise TypeError(f"forward: expected one argument, {argument}")
         x = inputs[0] if inputs else named[argument]
@@ -91,12 +93,12 @@ def _derived_class(original: type[Module]) -> type[Module]:
 def _replace(module: Module, norm: Norm) -> None:
     if not isinstance(module, _Replaced):
         _change_class(module, _replaced_class(type(module)))
-    vars(module)["_rmsnorm_norm"] = norm
+    vars(module)[_NORM] = norm
 
 
 def _restore(module: Module) -> None:
     """Ends what _replace began, beneath whatever has been put on the module since."""
-    vars(module).pop("_rmsnorm_norm", None)
+    vars(module).pop(_NORM, None)
     kind = type(module)
     if isinstance(module, _Replaced) and kind is _classes[module._rmsnorm_original]:
         _change_class(module, module._rmsnorm_original)
@@ -133,7 +135,7 @@ def _require_replaceable(module: Module) -> None:
     """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
     if isinstance(module, RMSNorm):
         raise Unrecognised("it is this library's")
-    if "_rmsnorm_norm" in vars(module):
+    if _NORM in vars(module):
         raise Unrecognised("it was replaced before")
     if not _forward_is_reached(module):
         raise Unrecognised("its forward was replaced by somebody else")
@@ -144,7 +146,7 @@ def _forward_is_reached(module: Module) -> bool:
     """Whether a call comes to the forward of the module's class, through hooks of accelerate or
     without."""
     members = vars(module)
-    own = "_old_forward" if "_hf_hook" in members else "forward"
+    own = "_old_forward" if {"_hf_hook", "_old_forward"} <= members.keys() else "forward"
     return own not in members or _is_method(members[own], type(module).forward, module)
 
 
@@ -249,10 +251,11 @@ def replace_rms_norms(model: Module) -> Report:
     The modules stay where they are, with their parameters, hooks, state dict, dtype and device;
     only their forward is another. A module is replaced if running its forward on tensors without
     storage shows one of the known formulas, with its roundings and its dtypes of results, for
-    every combination of float16, bfloat16 and float32; the name of its class only tells where to
-    look. Everything else is left, and the report says why. Results differ from the
-    original's by the last bits of 1/sqrt(mean(x**2) + eps), except that float64 input is computed
-    in float64 throughout, where most models go through float32.
+    every combination of float16, bfloat16 and float32 and under autocast for CUDA; the names of its
+    class and of those that it derives from only tell where to look. Everything else is left, and
+    the report says why. Results differ from the original's by the last bits of
+    1/sqrt(mean(x**2) + eps), except that float64 input is computed in float64 throughout, where
+    most models go through float32.
 
     eps is read now: changing the attribute later has no effect. Call it before torch.compile.
     The modules can be copied and pickled, and are replaced in the copy too.
@@ -285,7 +288,7 @@ def replace_rms_norms(model: Module) -> Report:
         kind = type(module).__name__
         try:
             _require_replaceable(module)
-            _restore(module)  # an undo may have left the class, beneath what is gone now
+            _restore(module)  # An undo may have left the class, beneath what is gone now.
             norm = recognition.of(module)
         except Unrecognised as error:
             left.append(LeftNorm(name, module, kind, str(error)))
