@@ -127,23 +127,6 @@ std::string expected_shape_text(Argument argument, const Call& call) {
   }
 }
 
-// What is wrong, and what to do where that is known.
-std::string cuda_failure_text(int error) {
-  const std::string number = " (error " + std::to_string(error) + ")";
-  if (error == cuda::insufficient_driver) {
-    const int driver = cuda::driver_version();
-    const std::string needed = cuda_version_text(cuda::build_info().toolkit);
-    return (driver == 0
-                ? "and there is no NVIDIA driver here"
-                : "and the NVIDIA driver here is one for CUDA " + cuda_version_text(driver)) +
-           number + "; install one for CUDA " + needed + ", or pass CPU arrays";
-  }
-  if (error == cuda::no_device)
-    return "and CUDA finds no device here" + number +
-           "; make one visible (CUDA_VISIBLE_DEVICES), or pass CPU arrays";
-  return "where CUDA failed: " + std::string(cuda_text(error)) + number;
-}
-
 }  // namespace
 
 std::string device_text(const dlpack::Device& device) {
@@ -239,9 +222,20 @@ std::string cuda_version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-void raise_cuda(int error, const char* argument, const dlpack::Device& device) {
-  raise(PyExc_RuntimeError, "%s: is on %s, %s", argument, device_text(device).c_str(),
-        cuda_failure_text(error).c_str());
+std::string cuda_failure_text(int error) {
+  const std::string number = " (error " + std::to_string(error) + ")";
+  if (error == cuda::insufficient_driver) {
+    const int driver = cuda::driver_version();
+    const std::string needed = cuda_version_text(cuda::build_info().toolkit);
+    return (driver == 0
+                ? "and there is no NVIDIA driver here"
+                : "and the NVIDIA driver here is one for CUDA " + cuda_version_text(driver)) +
+           number + "; install one for CUDA " + needed + ", or pass CPU arrays";
+  }
+  if (error == cuda::no_device)
+    return "and CUDA finds no device here" + number +
+           "; make one visible (CUDA_VISIBLE_DEVICES), or pass CPU arrays";
+  return "where CUDA failed: " + std::string(cuda_text(error)) + number;
 }
 
 void raise_status(const Status& status, const Call& call) {
@@ -287,10 +281,6 @@ void raise_status(const Status& status, const Call& call) {
             call.gradients == nullptr ? "out and residual_out exactly x or residual"
                                       : "dx_out exactly dy, x, residual or d_residual");
     case Code::isa_unavailable: raise(PyExc_RuntimeError, "%s", isa_error_text().c_str());
-    case Code::cuda_error: {
-      const Argument on_cuda = call.argument_on_cuda();
-      raise_cuda(status.cuda_error, call.python_name(on_cuda), call.array(on_cuda)->device);
-    }
     default: break;
   }
   raise(PyExc_ValueError, "%s: %s", name, text(status.code));

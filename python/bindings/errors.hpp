@@ -26,7 +26,7 @@ struct Call;
 // TypeError naming the dtypes that are supported and the one that came.
 [[noreturn]] void raise_unsupported_dtype(const std::string& dtype, const char* name);
 
-// `call` is where the values for the message come from.
+// `call` is where the values for the message come from. For errors of CUDA: raise_cuda.
 [[noreturn]] void raise_status(const Status& status, const Call& call);
 
 // For a call whose arrays no device can reach together: ValueError where devices are mixed,
@@ -36,17 +36,18 @@ struct Call;
 // RuntimeError for CUDA arrays in a build without CUDA; the call has one.
 [[noreturn]] void raise_without_cuda(const Call& call);
 
-// RuntimeError: CUDA failed on the device of an argument.
-[[noreturn]] void raise_cuda(int error, const char* argument, const dlpack::Device& device);
-
 // As "13.0", from CUDA's 1000 major + 10 minor.
 std::string cuda_version_text(int version);
 
 // CUDA's text for a cudaError_t.
 const char* cuda_text(int error);
 
+// How a message about a device goes on: what failed there, and what can be done about it.
+std::string cuda_failure_text(int error);
+
 // As users know it: "cuda:1".
 std::string device_text(const dlpack::Device& device);
+
 // Why RMSNORM_ISA cannot be followed. Takes no GIL.
 std::string isa_error_text();
 

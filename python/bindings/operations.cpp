@@ -108,6 +108,7 @@ void run(const Call& call, const Placement& placement) {
   if (status.ok())
     status = placement.on_cuda ? compute_on_cuda(call, placement, params)
                                : compute_on_cpu(call, placement, params);
+  if (status.code == Code::cuda_error) raise_cuda(status.cuda_error, placement);
   if (!status.ok()) raise_status(status, call);
 }
 

@@ -104,8 +104,7 @@ Placement place(Call& call, nb::handle stream) {
     if (view.present() && !is_reachable(view, placement.device)) raise_device(call);
   }
   if (!cuda::build_info().built) raise_without_cuda(call);
-  if (placement.device < 0)
-    raise_cuda(cuda::invalid_device, placement.argument, call.array(first)->device);
+  if (placement.device < 0) raise_cuda(cuda::invalid_device, placement);
   placement.stream =
       stream.is_none() ? current_stream(call.x, placement.device) : handle_of_stream(stream);
   placement.on_current_stream = stream.is_none();
@@ -124,8 +123,13 @@ void* allocate_on_device(const Placement& placement, std::int64_t bytes, const c
   if (error == cuda::out_of_memory)
     raise(PyExc_MemoryError, "%s: allocating %lld bytes on cuda:%d failed: %s", what,
           static_cast<long long>(bytes), placement.device, cuda_text(error));
-  if (error != 0) raise_cuda(error, placement.argument, {dlpack::cuda, placement.device});
+  if (error != 0) raise_cuda(error, placement);
   return memory;
+}
+
+void raise_cuda(int error, const Placement& placement) {
+  raise(PyExc_RuntimeError, "%s: is on cuda:%d, %s", placement.argument, placement.device,
+        cuda_failure_text(error).c_str());
 }
 
 }  // namespace rmsnorm::python

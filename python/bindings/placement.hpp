@@ -25,6 +25,9 @@ struct Placement {
 // that waited for the stream are read. The memory of the others has been.
 Placement place(Call& call, nb::handle stream);
 
+// RuntimeError: CUDA failed, with an error of its own, on the device of the call.
+[[noreturn]] void raise_cuda(int error, const Placement& placement);
+
 // Memory of the device that can be used, and freed, in the order of the stream. `what` it is for
 // begins the MemoryError where there is none left; whatever else fails is a RuntimeError.
 void* allocate_on_device(const Placement& placement, std::int64_t bytes, const char* what);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 import rmsnorm
@@ -11,6 +13,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 CUDA = 2
+
+_address_of = ctypes.PYFUNCTYPE(ctypes.POINTER(ctypes.c_int32), ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
 WHY = (
     r"(and this build of rmsnorm has no CUDA; install one that has \(see the README\)"
     r"|and there is no NVIDIA driver here \(error 35\); install one for CUDA \d+\.\d"
@@ -29,7 +36,10 @@ class CudaArray:
         return (CUDA, 0)
 
     def __dlpack__(self, **keywords: object) -> object:
-        return self.host.__dlpack__()
+        capsule = self.host.__dlpack__()
+        tensor = _address_of(capsule, b"dltensor")
+        tensor[2], tensor[3] = self.__dlpack_device__()  # behind the 8 bytes of its data's address
+        return capsule
 
     def __array_namespace__(self) -> object:
         return np
