@@ -146,7 +146,7 @@ void define_exported_array(nb::module_& m) {
       .def_prop_ro("shape", &ExportedArray::shape, nb::sig("def shape(self) -> tuple[int, ...]"),
                    "The sizes of the dimensions.")
       .def_prop_ro("dtype", &ExportedArray::dtype, nb::sig("def dtype(self) -> str"),
-                   "\"float16\", \"bfloat16\", \"float32\" or \"float64\".")
+                   "The dtype's name: float16, bfloat16, float32 or float64.")
       .def("__repr__", &ExportedArray::repr, nb::sig("def __repr__(self) -> str"));
 }
 

@@ -100,6 +100,13 @@ def test_numbers_by_position_in_other_functions():
     assert message_of(ValueError, rmsnorm.rms_norm, X, axis=7).startswith("axis: ")
 
 
+def test_numbers_by_position_in_jax():
+    text = message_of(TypeError, rmsnorm.jax.rms_norm, jnp.ones((2, 8)), None, 1e-5)
+    assert text.startswith(
+        "bias: expected a JAX or NumPy array, got float; options come by keyword: eps=1e-05"
+    )
+
+
 def test_given_twice():
     text = message_of(TypeError, rmsnorm.rms_norm, X, x=X)
     assert text == "x: was given to rms_norm by position and by keyword"

@@ -14,6 +14,7 @@ import re
 import typing
 import weakref
 
+import jax
 import numpy as np
 import pytest
 import rmsnorm
@@ -187,6 +188,11 @@ def test_an_attribute_of_a_class_stays_the_function():
     x = np.ones((2, 8), F32)
     assert Model().norm is rmsnorm.rms_norm is Model.norm
     assert_same_bits(Model().norm(x), rmsnorm.rms_norm(x))
+
+
+def test_jax_can_trace_it_as_far_as_the_error():
+    with pytest.raises(TypeError, match="^x: is a traced value"):
+        jax.jit(rmsnorm.rms_norm)(np.ones((2, 8), F32))
 
 
 def test_ipython_completes_keywords():

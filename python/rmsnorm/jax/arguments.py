@@ -69,7 +69,10 @@ def require_array(value: object, name: str) -> None:
             f"{name}: is a masked array, whose mask would be ignored; pass its .filled()"
         )
     if not isinstance(value, (jax.Array, np.ndarray)):
-        raise TypeError(f"{name}: expected a JAX or NumPy array, got {_type_text(value)}")
+        hint = ""
+        if isinstance(value, float) and name in ("weight", "bias"):
+            hint = f"; options come by keyword: eps={value}"
+        raise TypeError(f"{name}: expected a JAX or NumPy array, got {_type_text(value)}{hint}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected dtype {_DTYPE_NAMES}, got {value.dtype}")
     _require_held(value.dtype, name)
