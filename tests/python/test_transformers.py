@@ -157,8 +157,46 @@ def test_variant_returns_options_only():
         assert rmsnorm.variant(model_type) != options, "a caller must not change the table"
 
 
-def test_variant_of_an_unknown_model():
-    with pytest.raises((ValueError, KeyError), match="no_such_model"):
-        rmsnorm.variant("no_such_model")
-    with pytest.raises(TypeError):
-        rmsnorm.variant(3)
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama"),
+        ("google/gemma-2-9b-it", "gemma2"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl"),
+        ("deepseek-ai/DeepSeek-R1", "deepseek_v3"),
+        ("google/flan-t5-base", "t5"),
+        ("./checkpoints/gpt-oss-20b/", "gpt_oss"),
+        (r"C:\models\OLMo-2-1124-7B", "olmo2"),
+        ("Qwen3MoeForCausalLM", "qwen3_moe"),
+        ("Gemma3TextConfig", "gemma3_text"),
+        ("Llama", "llama"),
+        ("lama", "llama"),
+    ],
+)
+def test_variant_suggests_what_is_meant(name, meant):
+    with pytest.raises(ValueError, match=r"config\.json and model\.config\.model_type") as error:
+        rmsnorm.variant(name)
+    assert repr(name) in str(error.value)
+    assert meant in str(error.value).partition("; similar: ")[2].split(", ")
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "", "\ud800", "llava", "llama\0", "/", "日本"])
+def test_variant_of_an_unknown_model(name):
+    with pytest.raises(ValueError, match="name: expected a model_type") as error:
+        rmsnorm.variant(name)
+    assert f"got {name!r}" in str(error.value)
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize("name", ["llama" * 2**18, "a/" * 2**18, "\ud800" * 2**18])
+def test_variant_does_not_repeat_a_long_name(name):
+    with pytest.raises(ValueError, match=rf"\({len(name)} characters\)") as error:
+        rmsnorm.variant(name)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", [None, 3, b"llama", ["llama"]])
+def test_variant_of_something_else_than_a_name(name):
+    message = f"name: expected a string such as config.model_type, got {type(name).__name__}"
+    with pytest.raises(TypeError, match=message):
+        rmsnorm.variant(name)
