@@ -254,6 +254,7 @@ def test_symbols_as_integers(strict):
 
 IMPORTED_AGAIN = """
 import gc, importlib, sys
+import rmsnorm
 import torch
 import rmsnorm.torch as first
 
@@ -276,6 +277,7 @@ def use(package):
     arguments = (x.detach(), w, None, 1e-5, -1, 0.0, "once", 1.0, None)
     assert torch.equal(operator(*arguments)[0], module(x))
     assert torch.equal(torch.ops.rmsnorm.rms_norm(*arguments)[0], module(x))
+    rmsnorm.rms_norm(x, w).sum().backward()
     norm = torch.nn.RMSNorm(8)
     assert package.replace_rms_norms(norm).replaced
     assert first.replace_rms_norms(norm).left[0].reason == "it was replaced before"
