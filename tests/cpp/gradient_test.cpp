@@ -280,7 +280,9 @@ TEST(Gradient, AnInfiniteWeightOffset) {
       for (const int signs : {0, 1}) {
         GradientCase c = plain_case(t, 1, n);
         c.forward.weight_offset = 1e300;
+        c.forward.mean_square = c.d_mean_square = tensor(DType::f64);
         expect_formula(c, [&](BackwardProblem& problem) {
+          problem.mean_square.set(0, 1);
           for (std::int64_t i = 0; i < n; ++i) {
             problem.x.set(i, signed_value(signs, i, n));
             problem.dy.set(i, 0.25);
