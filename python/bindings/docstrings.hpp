@@ -64,9 +64,9 @@ Raises:
     TypeError: An argument is of the wrong kind, or its dtype is not one of the four.
     ValueError: Shapes or values do not fit, memory overlaps, or out cannot be written.
     RuntimeError: A torch tensor requires grad and its gradient would be lost, since out, stream or
-        arrays of another framework are given too; RMSNORM_ISA names an instruction set that cannot run here, an array is on CUDA and this
-        build has none or CUDA reports an error, or it is on a device of another kind. Nothing has
-        been written then.
+        arrays of another framework are given too; RMSNORM_ISA is not the name of an instruction set
+        that can run here, an array is on CUDA and this build has none or CUDA reports an error, or
+        it is on a device of another kind. Nothing has been written then.
 
 Examples:
     >>> import numpy as np
@@ -237,8 +237,8 @@ constexpr const char* info = R"(What this installation is and what it uses.
 Returns:
     A dictionary:
     "version": the version, as ``rmsnorm.__version__``;
-    "cpu_isa": the instruction set in use, or None where RMSNORM_ISA is not the name of
-        one that can run here;
+    "cpu_isa": the instruction set in use, or None where RMSNORM_ISA is not the name of one
+        that can run here;
     "cpu_isas": all instruction sets that can run here;
     "num_threads": as get_num_threads();
     "openmp": whether this build can use threads;
@@ -286,8 +286,8 @@ constexpr const char* exported_array =
     R"(A result for an array of a library that does not make arrays of DLPack.
 
 Made by the functions of this package alone, where x is an array with ``__dlpack__`` whose library has
-no ``from_dlpack`` known to them. Every ``from_dlpack`` takes it, without a copy and as often as
-wanted (NumPy, torch, CuPy, JAX, ...), and so do the functions of this package.
+no ``from_dlpack``. Every ``from_dlpack`` takes it (NumPy's, torch's, CuPy's, JAX's), without a copy
+and as often as wanted, and so do the functions of this package.
 
 Examples:
     >>> import numpy as np

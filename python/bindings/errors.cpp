@@ -181,7 +181,7 @@ std::string isa_error_text() {
     runnable += cpu::name(isa);
   }
   const char* wanted = std::getenv("RMSNORM_ISA");
-  cpu::Isa isa;
+  cpu::Isa isa = cpu::Isa::scalar;
   const bool known = wanted != nullptr && cpu::find_isa(wanted, &isa);
   return "RMSNORM_ISA: " + environment_text("RMSNORM_ISA") +
          (known ? " cannot run here" : " is the name of no instruction set") +

@@ -295,6 +295,7 @@ def call_variants():
         ),
         "jax": ((jx,), lambda: rmsnorm.rms_norm(jx)),
         "dlpack": ((dx, x, out), lambda: rmsnorm.rms_norm(dx, out=out)),
+        "exported": ((dx, x), lambda: rmsnorm.rms_norm(dx, return_rstd=True)),
         "array api": ((sx, x), lambda: rmsnorm.rms_norm(sx)),
         "add": ((x,), lambda: rmsnorm.add_rms_norm(x, x, return_rstd=True)),
         "mean_square": ((x,), lambda: rmsnorm.mean_square(x)),
@@ -327,7 +328,10 @@ def test_reference_counts(name):
 @needs_proc
 @pytest.mark.parametrize(
     "name",
-    ["numpy", "rstd", "bfloat16", "torch", "dlpack", "array api", "backward", "type error"],
+    [
+        *("numpy", "rstd", "bfloat16", "torch", "dlpack", "exported", "array api", "backward"),
+        "type error",
+    ],
 )
 def test_memory_does_not_grow(name):
     """100 000 calls (errors: 10 000); a leak of one 64-byte object in each would show as 6 MB."""
