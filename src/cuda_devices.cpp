@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
-#include <rmsnorm/cuda/device_guard.hpp>
+#include <rmsnorm/cuda/device_guard.cuh>
 
 namespace rmsnorm {
 namespace cuda {

@@ -7,9 +7,10 @@
 #define RMSNORM_HOST_DEVICE
 #endif
 
-// For what each shared library is to have of its own, as kernels and what is known of them.
+// For what each shared library is to have of its own, as kernels and what is known of them. In this
+// form clang takes it before the name of a namespace, too.
 #if defined(__GNUC__)
-#define RMSNORM_HIDDEN __attribute__((visibility("hidden")))
+#define RMSNORM_HIDDEN [[gnu::visibility("hidden")]]
 #else
 #define RMSNORM_HIDDEN
 #endif

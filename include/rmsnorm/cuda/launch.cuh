@@ -7,7 +7,7 @@
 
 #include "../check.hpp"
 #include "../cuda.cuh"
-#include "device_guard.hpp"
+#include "device_guard.cuh"
 #include "forward.cuh"
 #include "shape.hpp"
 

@@ -1,4 +1,4 @@
-// Which device a call works on. Host code alone: any C++ compiler takes it.
+// Which device a call works on. Host code: src/cuda_devices.cpp has it without nvcc.
 #pragma once
 
 #include <cuda.h>
