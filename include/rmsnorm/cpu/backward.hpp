@@ -126,15 +126,10 @@ class Backward {
   }
 
   void run_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left) {
-    RowScale scales[max_group];
     double rstd[max_group], correlations[max_group];
-    bool all_plain = correlate_ != nullptr;
-    find_scales(cursor, rows, scales);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      all_plain = all_plain && scales[i].exponent == 0 && is_safe_rstd(scales[i].rstd);
-      rstd[i] = scales[i].rstd;
-    }
-    if (!all_plain) {
+    if (correlate_ == nullptr || !find_rstd(cursor, rows, rstd)) {
+      RowScale scales[max_group];
+      find_scales(cursor, rows, scales);
       for (std::int64_t i = 0; i < rows; ++i) run_in_blocks(cursor, i, scales[i]);
       return;
     }
@@ -156,7 +151,26 @@ class Backward {
   static bool is_safe_rstd(double rstd) {
     constexpr double least = sizeof(C) == sizeof(float) ? 0x1p-63 : 0x1p-510;
     constexpr double most = sizeof(C) == sizeof(float) ? 0x1p50 : 0x1p500;
-    return rstd >= least && rstd <= most;
+    return (rstd >= least) & (rstd <= most);
+  }
+
+  // rstd of rows that have a kernel: false where one of them is not safe.
+  bool find_rstd(const RowCursor& cursor, std::int64_t rows, double* rstd) {
+    bool all_safe = true;
+    if (p_.rstd.present()) {
+      read_statistics(cursor.row(role_rstd), cursor.stride(role_rstd), p_.rstd.dtype, rows, rstd);
+      for (std::int64_t i = 0; i < rows; ++i)
+        rstd[i] = static_cast<double>(static_cast<C>(rstd[i]));
+    } else {
+      sum_rows(cursor, rows, rstd);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const double v = rstd[i] + p_.eps;
+        all_safe = all_safe && statistics_.is_safe(v);
+        rstd[i] = reciprocal_root<C>(v);
+      }
+    }
+    for (std::int64_t i = 0; i < rows; ++i) all_safe = all_safe & is_safe_rstd(rstd[i]);
+    return all_safe;
   }
 
   void find_scales(const RowCursor& cursor, std::int64_t rows, RowScale* scales) {

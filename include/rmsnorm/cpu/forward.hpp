@@ -57,7 +57,7 @@ class Forward {
       bool all_safe = true;
       for (std::int64_t i = 0; i < rows; ++i) {
         v[i] += p_.eps;
-        all_safe = all_safe && statistics_.is_safe(v[i]);
+        all_safe = all_safe & statistics_.is_safe(v[i]);
         rstd[i] = reciprocal_root<C>(v[i]);
       }
       if (all_safe && apply_ != nullptr) {
@@ -174,7 +174,7 @@ class Forward {
 
   void apply_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left, double* rstd) {
     if (p_.rstd.present()) {
-      for (std::int64_t i = 0; i < rows; ++i) write_rstd(cursor, i, {rstd[i], 0, 0.0});
+      write_statistics(cursor.row(role_rstd), cursor.stride(role_rstd), p_.rstd.dtype, rows, rstd);
     }
     if (p_.rounding == Rounding::rstd) {
       for (std::int64_t i = 0; i < rows; ++i) rstd[i] = rounded_rstd(rstd[i]);

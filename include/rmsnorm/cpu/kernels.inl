@@ -57,27 +57,43 @@ inline void for_each_register(F f) {
   }
 }
 
-// Up to 31 elements in a buffer of 32: what follows them is +0, which adds nothing to a sum of
-// squares and never faults. One algorithm then serves tails on every ISA.
-template <class T>
-struct Tail {
-  T elements[lanes];
+// Copies less than twice `most` bytes, by the largest power of two that fits, from both ends. A
+// call of memcpy would take longer than a short row, and no vector stays in its register over a
+// call.
+template <int most>
+inline void copy_bytes(void* to, const void* from, std::int64_t bytes) {
+  if (bytes >= most) {
+    const std::int64_t last = bytes - most;
+    std::memcpy(to, from, most);
+    std::memcpy(static_cast<char*>(to) + last, static_cast<const char*>(from) + last, most);
+  } else if constexpr (most > 1) {
+    copy_bytes<most / 2>(to, from, bytes);
+  }
+}
 
+// Less than `size` elements in a buffer of that many: what follows them is +0, which adds nothing
+// to a sum of squares and never faults. One algorithm then serves tails on every ISA.
+template <class T, int size>
+struct Tail {
+  T elements[size];
+
+  Tail() {}
   // By vector stores: gcc clears arrays of this size by `rep stos`, which takes some 40 cycles.
-  Tail() {
-    for_each_register<LanesFor<T>::count>([this](int u) {
+  Tail(const T* from, std::int64_t n) {
+    for_each_register<size / LanesFor<T>::width>([this](int u) {
       store(elements + u * LanesFor<T>::width, splat(typename Compute<T>::scalar(0)));
     });
-  }
-  Tail(const T* from, std::int64_t n) : Tail() {
-    std::memcpy(elements, from, static_cast<std::size_t>(n) * sizeof(T));
+    copy_bytes<bytes / 2>(elements, from, n * static_cast<std::int64_t>(sizeof(T)));
   }
   void copy_to(T* to, std::int64_t n) const {
-    std::memcpy(to, elements, static_cast<std::size_t>(n) * sizeof(T));
+    copy_bytes<bytes / 2>(to, elements, n * static_cast<std::int64_t>(sizeof(T)));
   }
+
+ private:
+  static constexpr int bytes = size * static_cast<int>(sizeof(T));
 };
 
-// Calls step(i) for each full set of lanes and tail(i, n - i) for the rest.
+// Calls step(i) for each full set of lanes and rest(i, n - i) for what is left.
 template <class Step, class Rest>
 inline void for_each_step(std::int64_t n, Step step, Rest rest) {
   std::int64_t i = 0;
@@ -158,6 +174,22 @@ struct OrderOf<bfloat16> {
 template <class T>
 constexpr ElementOrder order_of = OrderOf<T>::value;
 
+// Calls f(k, count) for the pairs of registers that hold the first `left` elements of a set, of
+// which `count` or more are of pair k or behind it. Where a full set is known to be left the tests
+// vanish.
+template <class C, class F>
+inline void for_each_pair(std::int64_t left, F f) {
+  constexpr int of_pair = 2 * Lanes<C>::width, pairs = lanes / of_pair;
+  const auto visit = [left, f](int k) {
+    if (k * of_pair < left) f(k, left - k * of_pair);
+  };
+  if constexpr (of_pair == 2) {
+    for (int k = 0; k < pairs; ++k) visit(k);
+  } else {
+    for_each_register<pairs>(visit);
+  }
+}
+
 // Of 2 * width elements from p on.
 template <ElementOrder order, class T>
 inline Two<typename Compute<T>::scalar> load_two(const T* p) {
@@ -168,6 +200,17 @@ inline Two<typename Compute<T>::scalar> load_two(const T* p) {
     return {both.even, both.odd};
   }
 }
+// The same where `left` elements, which may be fewer, are there: zeros in place of the others.
+template <ElementOrder order, class T>
+inline Two<typename Compute<T>::scalar> load_two(const T* p, std::int64_t left) {
+  constexpr int width = LanesFor<T>::width;
+  if (left >= 2 * width) return load_two<order>(p);
+  if constexpr (order == ElementOrder::in_order) {
+    if (left == width) return {load(p), splat(typename Compute<T>::scalar(0))};
+  }
+  return load_two<order>(Tail<T, 2 * width>(p, left).elements);
+}
+
 template <bool streams, class T, class V>
 inline void put(T* p, V v) {
   if constexpr (streams) {
@@ -194,13 +237,25 @@ inline void put_two(T* p, Two<typename Compute<T>::scalar> v) {
     put_pair<nans, streams>(p, {v.a, v.b});
   }
 }
+// The first `left` of them, where those are fewer.
+template <ElementOrder order, Nans nans, bool streams, class T>
+inline void put_two(T* p, const Two<typename Compute<T>::scalar>& v, std::int64_t left) {
+  constexpr int width = LanesFor<T>::width;
+  if (left >= 2 * width) return put_two<order, nans, streams>(p, v);
+  if constexpr (order == ElementOrder::in_order) {
+    if (left == width) return store(p, v.a);
+  }
+  Tail<T, 2 * width> out;
+  put_two<order, nans, false>(out.elements, v);
+  out.copy_to(p, left);
+}
 
 // ---- sum of squares ----
 //
 // Four accumulators, chosen by what the result can show (docs/numerics.md). Each takes 32 elements
 // by take_set(p), or two registers of them while they are being made by take(k, two), k as in
-// RegistersOfSet. start() makes the sum of no blocks; an accumulator goes on from the sum of the
-// blocks before, and ends its block with flush().
+// RegistersOfSet; those that are not taken count as zeros. start() makes the sum of no blocks; an
+// accumulator goes on from the sum of the blocks before, and ends its block with flush().
 
 // Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
@@ -227,11 +282,25 @@ inline void set_zero(double (&sums)[8]) {
       [&sums](int u) { store(sums + u * Lanes<double>::width, splat(0.0)); });
 }
 
+// SquareSum::total() in fewer operations.
+inline double total_of(const SquareSum& sum) {
+  constexpr int width = Lanes<double>::width, sums = 4;
+  if constexpr (width > sums) {
+    return sum.total();
+  } else {
+    double v[sums];
+    for_each_register<sums / width>([&v, hi = sum.hi](int u) {
+      store(v + u * width, add(load(hi + u * width), load(hi + u * width + sums)));
+    });
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  }
+}
+
 template <class A>
 class FoldedLanes {
  public:
   static void start(SquareSum* sum) { set_zero(sum->hi); }
-  static double total(const SquareSum& sum) { return sum.total(); }
+  static double total(const SquareSum& sum) { return total_of(sum); }
 
   explicit FoldedLanes(const SquareSum&) {
     for_each_register<Lanes<A>::count>([this](int u) { acc_.v[u] = splat(A(0)); });
@@ -380,7 +449,10 @@ inline void add_squares(const T* x, std::int64_t n, SquareSum* sum, Fetch fetche
         acc.take_set(x + i);
       },
       [x](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        acc.take_set(Tail<T>(x + i, left).elements);
+        for_each_pair<typename Compute<T>::scalar>(
+            left, [&acc, p = x + i](int k, std::int64_t count) {
+              acc.take(k, load_two<Accumulator::order>(p + k * 2 * LanesFor<T>::width, count));
+            });
       });
 }
 
@@ -400,16 +472,15 @@ RMSNORM_KERNEL void sum_rows(const SumRows& a) {
 // What is summed is read back from where it was rounded to: two conversions of the other 16-bit
 // format are fewer than rounding twice.
 template <class Accumulator, class T>
-inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out) {
+inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out, std::int64_t left) {
   constexpr ElementOrder order = Accumulator::order;
   using C = typename Compute<T>::scalar;
-  using Set = RegistersOfSet<C, order>;
-  for_each_register<Set::pairs>([&acc, x, residual, out](int k) {
-    const int i = 2 * k * Set::width;
-    const Two<C> a = load_two<order>(x + i), b = load_two<order>(residual + i);
+  for_each_pair<C>(left, [&acc, x, residual, out](int k, std::int64_t count) {
+    const int i = 2 * k * Lanes<C>::width;
+    const Two<C> a = load_two<order>(x + i, count), b = load_two<order>(residual + i, count);
     Two<C> s = {add(a.a, b.a), add(a.b, b.b)};
-    put_two<order, Nans::of_bf16, false>(out + i, s);
-    if constexpr (sizeof(T) < sizeof(C)) s = load_two<order>(out + i);
+    put_two<order, Nans::of_bf16, false>(out + i, s, count);
+    if constexpr (sizeof(T) < sizeof(C)) s = load_two<order>(out + i, count);
     acc.take(k, s);
   });
 }
@@ -424,13 +495,10 @@ inline void add_row(const AddRows& a, const T* x, const T* residual, T* out, std
         fetch(x + i, a.x_ahead);
         fetch(residual + i, a.residual_ahead);
         fetch_to_write(out + i, a.out_ahead);
-        add_step(acc, x + i, residual + i, out + i);
+        add_step(acc, x + i, residual + i, out + i, lanes);
       },
       [=](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        const Tail<T> in(x + i, left), addend(residual + i, left);
-        Tail<T> s;
-        add_step(acc, in.elements, addend.elements, s.elements);
-        s.copy_to(out + i, left);
+        add_step(acc, x + i, residual + i, out + i, left);
       });
 }
 
@@ -464,11 +532,12 @@ constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
 template <class W>
 constexpr Nans nans_with = sizeof(W) > sizeof(bfloat16) ? Nans::any : Nans::of_bf16;
 
-// Of 2 * width elements from w on, or `absent` where there are no weights.
+// Of 2 * width elements from w + i on, of which `left` are there, or `absent` where there are no
+// weights.
 template <class T, class W, class C = typename Compute<T>::scalar>
-inline Two<C> load_weights(const W* w, const Two<C>& absent) {
+inline Two<C> load_weights(const W* w, std::int64_t i, std::int64_t left, const Two<C>& absent) {
   if constexpr (is_weight<W>) {
-    return load_two<order_of<T>>(w);
+    return load_two<order_of<T>>(w + i, left);
   } else {
     return absent;
   }
@@ -497,43 +566,28 @@ struct ApplyOptions {
   static constexpr bool round_before = rounds;
   static constexpr bool streams = past;
 };
+template <class Options>
+using InCache = ApplyOptions<Options::adds_offset, Options::round_before, false>;
 
-// 32 elements of each of some rows that share the weight.
+// 32 elements of each of some rows that share the weight, or those that are left of fewer.
 template <class Options, int rows, class T, class W>
-inline void apply_step(const AppliedRow<T>* row, std::int64_t start, const W* w,
+inline void apply_step(const AppliedRow<T>* row, std::int64_t start, std::int64_t left, const W* w,
                        typename LanesFor<T>::V offset) {
   using C = typename Compute<T>::scalar;
   constexpr ElementOrder order = order_of<T>;
-  for_each_register<Lanes<C>::count / 2>([row, start, w, offset](int k) {
+  for_each_pair<C>(left, [row, start, w, offset](int k, std::int64_t count) {
     const std::int64_t i = start + 2 * k * Lanes<C>::width;
-    Two<C> factor = load_weights<T>(is_weight<W> ? w + i : w, {offset, offset});
+    Two<C> factor = load_weights<T>(w, i, count, {offset, offset});
     if constexpr (Options::adds_offset) {
       factor = {add(factor.a, offset), add(factor.b, offset)};
     }
     for_each_register<rows>([&](int r) {
-      const Two<C> x = load_two<order>(row[r].x + i);
+      const Two<C> x = load_two<order>(row[r].x + i, count);
       const Two<C> y = {apply_register<T, W, Options::round_before>(x.a, row[r].rstd, factor.a),
                         apply_register<T, W, Options::round_before>(x.b, row[r].rstd, factor.b)};
-      put_two<order, nans_with<W>, Options::streams>(row[r].y + i, y);
+      put_two<order, nans_with<W>, Options::streams>(row[r].y + i, y, count);
     });
   });
-}
-
-// The last n < 32 elements of a row.
-template <class Options, class T, class W>
-inline void apply_rest(const AppliedRow<T>& row, std::int64_t i, std::int64_t n, const W* w,
-                       typename LanesFor<T>::V offset) {
-  using InCache = ApplyOptions<Options::adds_offset, Options::round_before, false>;
-  const Tail<T> in(row.x + i, n);
-  Tail<T> out;
-  const AppliedRow<T> last = {in.elements, out.elements, row.rstd};
-  if constexpr (is_weight<W>) {
-    const Tail<W> weight(w + i, n);
-    apply_step<InCache, 1, T, W>(&last, 0, weight.elements, offset);
-  } else {
-    apply_step<InCache, 1, T, W>(&last, 0, w, offset);
-  }
-  out.copy_to(row.y + i, n);
 }
 
 template <class Options, int rows, class T, class W>
@@ -541,8 +595,6 @@ inline void apply_rows(const ApplyRows& a, std::int64_t first) {
   using C = typename Compute<T>::scalar;
   const auto offset = splat(static_cast<C>(a.offset));
   const W* w = reinterpret_cast<const W*>(a.w + first * a.w_stride);
-  // Copied out of `a`, which stores of y might change as far as a compiler can see.
-  const std::int64_t ahead = a.y_ahead;
   AppliedRow<T> row[rows];
   NextRow next[rows];
   for_each_register<rows>([&](int k) {
@@ -556,12 +608,12 @@ inline void apply_rows(const ApplyRows& a, std::int64_t first) {
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
           if constexpr (fetches_next<T>) next[k].template fetch<T>(i);
-          if constexpr (!Options::streams) fetch_to_write(row[k].y + i, ahead);
+          if constexpr (!Options::streams) fetch_to_write(row[k].y + i, a.y_ahead);
         });
-        apply_step<Options, rows>(row, i, w, offset);
+        apply_step<Options, rows>(row, i, lanes, w, offset);
       },
       [&](std::int64_t i, std::int64_t left) {
-        for_each_register<rows>([&](int k) { apply_rest<Options>(row[k], i, left, w, offset); });
+        apply_step<InCache<Options>, rows>(row, i, left, w, offset);
       });
 }
 
@@ -577,9 +629,11 @@ inline void apply_all(const ApplyRows& a) {
 }
 
 // In the nearest caches f32 takes a tenth of its time to add an offset, even one of -0.0, which
-// changes no weight; elsewhere it takes none.
+// changes no weight; elsewhere it takes none. `rows` is copied, since stores of y might change it
+// as far as a compiler can see.
 template <class T, class W, bool round_before>
-RMSNORM_KERNEL void apply(const ApplyRows& a) {
+RMSNORM_KERNEL void apply(const ApplyRows& rows) {
+  const ApplyRows a = rows;
   if (a.streams) {
     apply_all<ApplyOptions<true, round_before, true>, T, W>(a);
   } else if (is_weight<W> && a.offset != 0.0) {
@@ -615,7 +669,7 @@ void widen_block(const void* from_, C* to, std::int64_t n) {
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
       [=](std::int64_t i, std::int64_t left) {
-        convert_step(Tail<T>(from + i, left).elements, to + i);
+        convert_step(Tail<T, lanes>(from + i, left).elements, to + i);
       });
 }
 
@@ -625,7 +679,7 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
   for_each_step(
       n, [=](std::int64_t i) { convert_step(from + i, to + i); },
       [=](std::int64_t i, std::int64_t left) {
-        Tail<T> out;
+        Tail<T, lanes> out;
         convert_step(from + i, out.elements);
         out.copy_to(to + i, left);
       });

@@ -95,6 +95,18 @@ inline double read_statistic(const char* p, DType t) {
   return t == DType::f64 ? read_as<double>(p) : static_cast<double>(read_as<float>(p));
 }
 
+// Those of evenly spaced rows.
+inline void read_statistics(const char* p, std::int64_t stride, DType t, std::int64_t rows,
+                            double* values) {
+  if (t == DType::f64) {
+    for (std::int64_t i = 0; i < rows; ++i) values[i] = read_as<double>(p + i * stride);
+  } else {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      values[i] = static_cast<double>(read_as<float>(p + i * stride));
+    }
+  }
+}
+
 inline void write_statistic(char* p, DType t, double value) {
   const float narrowed = static_cast<float>(value);
   if (t == DType::f64) {
@@ -102,6 +114,11 @@ inline void write_statistic(char* p, DType t, double value) {
   } else {
     std::memcpy(p, &narrowed, sizeof(narrowed));
   }
+}
+
+inline void write_statistics(char* p, std::int64_t stride, DType t, std::int64_t rows,
+                             const double* values) {
+  for (std::int64_t i = 0; i < rows; ++i) write_statistic(p + i * stride, t, values[i]);
 }
 
 template <class C>
