@@ -105,9 +105,10 @@ void read_array(nb::handle source, const char* name, Access access, ArrayView& v
   read_uncommon(view);
 }
 
-void read_pending_memory(ArrayView& view) {
+bool read_memory(ArrayView& view) {
   view.pending = Pending::nothing;
   read_native(view);
+  return view.may_be_negated;
 }
 
 void require_unmoved(const ArrayView& view) {

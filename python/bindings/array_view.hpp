@@ -67,12 +67,9 @@ inline void read_optional(nb::handle source, const char* name, Access access, Ar
   if (!source.is_none()) read_array(source, name, access, view);
 }
 
-// The second step; raises as the first. Most of a call's views do not wait for it, and are not
-// worth a call.
-void read_pending_memory(ArrayView& view);
-inline void read_memory(ArrayView& view) {
-  if (view.pending == Pending::memory) read_pending_memory(view);
-}
+// The second step, of a view that is pending for it; raises as the first. True where
+// refuse_negative_bit has to ask.
+bool read_memory(ArrayView& view);
 
 // ValueError where a NumPy array or torch tensor that was read is no longer what the view says.
 void require_unmoved(const ArrayView& view);

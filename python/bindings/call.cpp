@@ -1,28 +1,16 @@
 #include "call.hpp"
 
 namespace rmsnorm::python {
-namespace {
+
+void require_unmoved(const Call& call) {
+  call.for_each_array([](Argument, const ArrayView& view) { require_unmoved(view); });
+}
 
 void refuse_negative_bits(const Call& call) {
   call.for_each_array([](Argument, const ArrayView& view) {
     if (view.may_be_negated) refuse_negative_bit(view);
   });
   require_unmoved(call);
-}
-
-}  // namespace
-
-void read_memory(Call& call) {
-  bool may_be_negated = false;
-  call.for_each_array([&](Argument, ArrayView& view) {
-    read_memory(view);
-    may_be_negated = may_be_negated || view.may_be_negated;
-  });
-  if (may_be_negated) refuse_negative_bits(call);
-}
-
-void require_unmoved(const Call& call) {
-  call.for_each_array([](Argument, const ArrayView& view) { require_unmoved(view); });
 }
 
 Argument Call::argument_on_cuda() const {

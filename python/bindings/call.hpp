@@ -97,10 +97,17 @@ struct Call {
   }
 };
 
-// The second step of reading arrays, for all of a call.
-void read_memory(Call& call);
-
 void require_unmoved(const Call& call);
+void refuse_negative_bits(const Call& call);
+
+// The second step of reading arrays, for all of a call.
+inline void read_memory(Call& call) {
+  bool may_be_negated = false;
+  call.for_each_array([&](Argument, ArrayView& view) {
+    if (view.pending == Pending::memory) may_be_negated |= read_memory(view);
+  });
+  if (may_be_negated) refuse_negative_bits(call);
+}
 
 inline const ArrayView* Call::array(Argument argument) const {
   switch (argument) {

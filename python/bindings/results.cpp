@@ -156,7 +156,7 @@ void Output::accept(nb::handle out, const char* name) {
 void Output::adopt(nb::object array) {
   array_ = std::move(array);
   read_array(array_, "result", Access::write, view_);
-  read_memory(view_);
+  if (view_.pending == Pending::memory) read_memory(view_);
   if (view_.pending == Pending::stream) read_on_stream(view_, placement_.stream);
 }
 

@@ -43,10 +43,10 @@ bool may_be_negated(const ArrayView& view) {
 void recognise_torch(ArrayView& view) {
   view.requires_grad = requires_grad(view.source, *torch());
   if (torch()->exchange != nullptr) return;
+  refuse_negative_bit(view);
   // torch's __dlpack__ refuses whatever requires grad, under no_grad as well.
   read_dlpack(view.source.attr("detach")(), view);
   view.framework = Framework::torch;
-  view.may_be_negated = true;
 }
 
 void read_torch(ArrayView& view) {
