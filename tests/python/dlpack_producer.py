@@ -12,8 +12,8 @@ CPU = (1, 0)
 READ_ONLY, IS_COPIED = 1, 2  # of `flags`
 FLOAT, BFLOAT = 2, 4  # type codes
 
-_INT64_POINTER = ctypes.POINTER(ctypes.c_int64)
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+INT64_POINTER = ctypes.POINTER(ctypes.c_int64)
+Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Tensor(ctypes.Structure):
@@ -25,8 +25,8 @@ class Tensor(ctypes.Structure):
         ("code", ctypes.c_uint8),
         ("bits", ctypes.c_uint8),
         ("lanes", ctypes.c_uint16),
-        ("shape", _INT64_POINTER),
-        ("strides", _INT64_POINTER),
+        ("shape", INT64_POINTER),
+        ("strides", INT64_POINTER),
         ("byte_offset", ctypes.c_uint64),
     ]
 
@@ -35,7 +35,7 @@ class Unversioned(ctypes.Structure):
     """DLManagedTensor, of DLPack before 1.0."""
 
     name = b"dltensor"
-    _fields_ = [("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter)]
+    _fields_ = [("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", Deleter)]
 
 
 class Versioned(ctypes.Structure):
@@ -46,7 +46,7 @@ class Versioned(ctypes.Structure):
         ("major", ctypes.c_uint32),
         ("minor", ctypes.c_uint32),
         ("context", ctypes.c_void_p),
-        ("deleter", _Deleter),
+        ("deleter", Deleter),
         ("flags", ctypes.c_uint64),
         ("tensor", Tensor),
     ]
@@ -57,7 +57,7 @@ def _python(name, result, *arguments):
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
-_capsule = _python(
+new_capsule = _python(
     "PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
 )
 _has_name = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
@@ -68,12 +68,12 @@ _pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, cty
 _exported = {}
 
 
-@_Deleter
+@Deleter
 def _delete(address):
     _exported.pop(address).producer.deleted += 1
 
 
-@_Deleter
+@Deleter
 def _drop_capsule(capsule):
     """As in dlpack.h: a capsule that nobody renamed still owns its tensor."""
     for layout in (Unversioned, Versioned):
@@ -91,7 +91,7 @@ class _Export:
     def __init__(self, producer, layout, name, members, tensor):
         self.producer, self.name = producer, name
         self.sizes = {key: _int64s(tensor.pop(key)) for key in ("shape", "strides")}
-        pointers = {key: ctypes.cast(value, _INT64_POINTER) for key, value in self.sizes.items()}
+        pointers = {key: ctypes.cast(value, INT64_POINTER) for key, value in self.sizes.items()}
         self.managed = layout(tensor=Tensor(**tensor, **pointers), deleter=_delete, **members)
         self.address = ctypes.addressof(self.managed)
 
@@ -154,7 +154,7 @@ class Producer:
         export = _Export(self, self.layout, self.name, members, dict(self.tensor))
         _exported[export.address] = export
         self.made += 1
-        return _capsule(export.address, self.name, ctypes.cast(_drop_capsule, ctypes.c_void_p))
+        return new_capsule(export.address, self.name, ctypes.cast(_drop_capsule, ctypes.c_void_p))
 
 
 class StandardProducer(Producer):

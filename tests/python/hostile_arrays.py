@@ -5,53 +5,25 @@ import weakref
 from unittest import mock
 
 import numpy as np
+from dlpack_producer import (
+    BFLOAT,
+    FLOAT,
+    INT64_POINTER,
+    Deleter,
+    Tensor,
+    Unversioned,
+    Versioned,
+    new_capsule,
+)
 
-FLOAT, BFLOAT = 2, 4
 CPU, CUDA = 1, 2
-
-
-class Tensor(c.Structure):
-    _fields_ = (
-        ("data", c.c_void_p),
-        ("device_type", c.c_int32),
-        ("device_id", c.c_int32),
-        ("ndim", c.c_int32),
-        ("code", c.c_uint8),
-        ("bits", c.c_uint8),
-        ("lanes", c.c_uint16),
-        ("shape", c.POINTER(c.c_int64)),
-        ("strides", c.POINTER(c.c_int64)),
-        ("byte_offset", c.c_uint64),
-    )
-
-
-Deleter = c.CFUNCTYPE(None, c.c_void_p)
-
-
-class Managed(c.Structure):
-    _fields_ = (("tensor", Tensor), ("context", c.c_void_p), ("deleter", Deleter))
-
-
-class Versioned(c.Structure):
-    _fields_ = (
-        ("major", c.c_uint32),
-        ("minor", c.c_uint32),
-        ("context", c.c_void_p),
-        ("deleter", Deleter),
-        ("flags", c.c_uint64),
-        ("tensor", Tensor),
-    )
-
-
-_new_capsule = c.pythonapi.PyCapsule_New
-_new_capsule.restype, _new_capsule.argtypes = c.py_object, [c.c_void_p, c.c_char_p, c.c_void_p]
 
 
 def pointer_to(values):
     """An array of int64 for a struct; None stays a null pointer."""
     if values is None:
         return None
-    return c.cast((c.c_int64 * max(len(values), 1))(*values), c.POINTER(c.c_int64))
+    return c.cast((c.c_int64 * max(len(values), 1))(*values), INT64_POINTER)
 
 
 class Producer:
@@ -63,8 +35,9 @@ class Producer:
 
     def __init__(self, array, *, versioned=True, device=(CPU, 0), name=None, has_deleter=True,
                  head=(), **said):  # fmt: skip
-        self.array, self.device, self.versioned = array, device, versioned
-        self.name = name or (b"dltensor_versioned" if versioned else b"dltensor")
+        self.array, self.device = array, device
+        self.layout = Versioned if versioned else Unversioned
+        self.name = name or self.layout.name
         self.has_deleter, self.head, self.said = has_deleter, dict(head), said
         self.made = self.deleted = 0
         self._alive = []
@@ -95,15 +68,16 @@ class Producer:
         def delete(_):
             self.deleted += 1
 
-        managed = Versioned(major=1, minor=1) if self.versioned else Managed()
-        managed.tensor = self._tensor()
+        managed = self.layout(tensor=self._tensor())
+        if self.layout is Versioned:
+            managed.major, managed.minor = 1, 1
         if self.has_deleter:
             managed.deleter = Deleter(delete)
         for member, value in self.head.items():
             setattr(managed, member, value)
         self._alive.append(managed)
         self.made += 1
-        return _new_capsule(c.addressof(managed), self.name, None)
+        return new_capsule(c.addressof(managed), self.name, None)
 
 
 class Proxy:
