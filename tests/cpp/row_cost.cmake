@@ -2,7 +2,7 @@
 #
 # Counts the instructions of a row: those of 1024 rows more, over 1024. Valgrind tells programs of
 # one and the same CPU wherever it runs, so that groups of rows have the same size. The bounds leave
-# a quarter to other compilers than gcc 12.
+# a quarter to other versions than gcc 12.
 cmake_minimum_required(VERSION 3.18...4.0)
 
 function(count pass dtype rows n result)
