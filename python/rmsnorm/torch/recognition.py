@@ -308,6 +308,13 @@ def _size(module: Module) -> int:
     return size
 
 
+def _require_unchanged(twin: Module, before: Mapping[str, Any]) -> None:
+    after = vars(twin)
+    for name in before.keys() | after.keys():
+        if name not in before or name not in after or after[name] is not before[name]:
+            raise Unrecognised(f"its forward sets its attribute {name}")
+
+
 def _expression(module: Module, trace: _Trace) -> _Expression:
     """What the forward of a module's class computes.
 
@@ -318,8 +325,11 @@ def _expression(module: Module, trace: _Trace) -> _Expression:
     try:
         with _prepared(trace):
             twin, parameters = _twin(module, trace)
+            before = dict(vars(twin))
             forward = partial(type(module).forward, twin)
-            return _record(forward, _x(trace, size), parameters)
+            expression = _record(forward, _x(trace, size), parameters)
+            _require_unchanged(twin, before)
+            return expression
     except Unrecognised:
         raise
     # The forward of any class may raise anything when it is run on tensors without storage.

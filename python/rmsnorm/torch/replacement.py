@@ -48,7 +48,7 @@ class _Replaced:
         reduced: Any = super().__reduce_ex__(protocol)
         make, (kind, *arguments), *rest = reduced
         original = self._rmsnorm_original
-        if kind is not _classes[original]:
+        if kind is not vars(original)[_DERIVED]:
             return reduced
         return _new, (make, original, *arguments), *rest
 
@@ -57,13 +57,24 @@ def _new(make: Callable[..., Any], original: type[Module], *arguments: Any) -> A
     return make(_replaced_class(original), *arguments)
 
 
-_classes: dict[type[Module], type[Module]] = {}
+# The one derived class of each, in its __dict__: a table here would keep every class alive.
+_DERIVED = "_rmsnorm_derived"
 
 
 def _replaced_class(original: type[Module]) -> type[Module]:
-    if original not in _classes:
-        _classes.setdefault(original, _derived_class(original))
-    return _classes[original]
+    """The class derived from a model's.
+
+    Raises:
+        Unrecognised: None can be: what the class has its derived classes go through refuses it.
+    """
+    if _DERIVED not in vars(original):
+        try:
+            setattr(original, _DERIVED, _derived_class(original))
+        # An __init_subclass__ or metaclass may raise anything.
+        except Exception as error:
+            raise Unrecognised(f"no class can be derived from its own: {error}") from error
+    derived: type[Module] = vars(original)[_DERIVED]
+    return derived
 
 
 def _derived_class(original: type[Module]) -> type[Module]:
@@ -100,7 +111,7 @@ def _restore(module: Module) -> None:
     """Ends what _replace began, beneath whatever has been put on the module since."""
     vars(module).pop(_NORM, None)
     kind = type(module)
-    if isinstance(module, _Replaced) and kind is _classes[module._rmsnorm_original]:
+    if isinstance(module, _Replaced) and kind is vars(module._rmsnorm_original)[_DERIVED]:
         _change_class(module, module._rmsnorm_original)
 
 
@@ -290,9 +301,9 @@ def replace_rms_norms(model: Module) -> Report:
             _require_replaceable(module)
             _restore(module)  # An undo may have left the class, beneath what is gone now.
             norm = recognition.of(module)
+            _replace(module, norm)
         except Unrecognised as error:
             left.append(LeftNorm(name, module, kind, str(error)))
-            continue
-        replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
-        _replace(module, norm)
+        else:
+            replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
     return Report(replaced, left)
