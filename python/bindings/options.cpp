@@ -4,6 +4,7 @@
 
 #include "errors.hpp"
 #include "foreign.hpp"
+#include "frameworks.hpp"
 
 namespace rmsnorm::python {
 namespace {
@@ -42,11 +43,22 @@ nb::object ask_for_name(nb::handle value, const char* name) {
   }
 }
 
+// torch turns such a tensor into a number with no more than a warning.
+void refuse_lost_gradient(nb::handle value, const char* name) {
+  if (torch() == nullptr || !is_of_type(value, torch()->tensor)) return;
+  if (torch()->requires_grad.of(value).ptr() == Py_True)
+    raise(PyExc_TypeError,
+          "%s: expected a number, got a tensor that requires grad, and its gradient would be lost; "
+          "pass %s.item()",
+          name, name);
+}
+
 }  // namespace
 
 double read_number(nb::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AsDouble(value.ptr());
   if (PyBool_Check(value.ptr())) raise(PyExc_TypeError, "%s: expected a number, got bool", name);
+  refuse_lost_gradient(value, name);
   const double number = PyFloat_AsDouble(value.ptr());
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     nb::python_error cause;

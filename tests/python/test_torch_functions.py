@@ -108,6 +108,13 @@ def test_weights_that_broadcast():
         ((torch.ones(2, 8), 8, [1.0] * 8), TypeError, r"^weight: expected a torch.Tensor"),
         ((torch.ones(2, 8), 8, torch.ones(7)), ValueError, r"^weight: expected shape \(8,\)"),
         ((torch.ones(2, 8), 8, None, -1.0), ValueError, r"^eps: "),
+        ((torch.ones(2, 8), torch.tensor(8)), TypeError, r"^normalized_shape: .*tensor\(8\)"),
+        ((torch.ones(2, 8), "8" * 10**6), TypeError, r"^normalized_shape: .{,120}$"),
+        (
+            (torch.ones(2, 8), 8, None, torch.ones((), requires_grad=True)),
+            TypeError,
+            r"^eps: .*grad",
+        ),
         ((torch.ones(2, 8), 8, None, "1e-6"), TypeError, r"^eps: .*str"),  # as YAML 1.1 reads it
         ((torch.ones(2, 8, requires_grad=True), 8, None, "1e-6"), TypeError, r"^eps: .*str"),
         ((torch.ones(2, 8, dtype=torch.int32), 8), TypeError, r"^x: .*int32"),

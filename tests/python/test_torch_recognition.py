@@ -3,8 +3,10 @@
 What is one step away from a known formula is in test_torch_report.py.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -309,3 +311,73 @@ def test_classes_that_derive_from_a_norm():
     assert [n.kind for n in report.replaced] == ["Scale", "Scale", "Halved", "Unit"]
     assert [(n.kind, n.name) for n in report.left] == [("PlusOne", "2")]
     assert "unknown formula: add(" in report.left[0].reason
+
+
+# What a forward does beside its result would be gone after a replacement.
+
+
+class Counting(nn.RMSNorm):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Keeping(nn.RMSNorm):
+    def forward(self, x):
+        self.last = x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind, attribute", [(Counting, "calls"), (Keeping, "last")])
+def test_a_forward_that_sets_an_attribute_is_left(kind, attribute):
+    module = kind(N)
+    assert reason_to_leave(module) == f"its forward sets its attribute {attribute}"
+    assert attribute not in vars(module), "recognising leaves no trace"
+
+
+# A replacement needs a class of its own.
+
+
+registry = set()
+
+
+class Registered(nn.RMSNorm):
+    def __init_subclass__(cls):
+        if cls.__name__ in registry:
+            raise ValueError(f"{cls.__name__} is registered already")
+        registry.add(cls.__name__)
+
+
+class HouseNorm(Registered):
+    pass
+
+
+class WithKind(nn.RMSNorm):
+    def __init_subclass__(cls, *, kind):
+        cls.kind = kind
+
+
+class Kind(WithKind, kind=1):
+    pass
+
+
+@pytest.mark.parametrize("kind, reason", [(HouseNorm, "registered already"), (Kind, "'kind'")])
+def test_a_class_that_none_can_be_derived_from_is_left(kind, reason):
+    model = nn.Sequential(nn.RMSNorm(N), kind(N), nn.RMSNorm(N))
+    report = replace_rms_norms(model)
+    assert [n.name for n in report.replaced] == ["0", "2"]
+    assert [n.name for n in report.left] == ["1"] and reason in report.left[0].reason
+    assert type(model[1]) is kind
+
+
+def test_replaced_classes_are_freed():
+    def class_of_a_replaced_module():
+        module = norm_of(lambda self, x: (self.weight.float() * unit(x)).to(x.dtype))
+        replaced(module)
+        return weakref.ref(type(module))
+
+    known = class_of_a_replaced_module()
+    gc.collect()
+    assert known() is None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, SupportsIndex
 
@@ -27,12 +28,14 @@ def default_eps(dtype: torch.dtype) -> float:
 
 def sizes_of(normalized_shape: Any) -> tuple[int, ...]:
     """normalized_shape as a tuple of integers, which may be of any type and symbols of torch."""
-    sizes = normalized_shape if isinstance(normalized_shape, Iterable) else (normalized_shape,)
-    sizes = tuple(sizes)
+    try:
+        sizes = tuple(normalized_shape)
+    except TypeError:  # as a tensor or array without dimensions raises, which is iterable by type
+        sizes = (normalized_shape,)
     if not all(isinstance(n, _INTEGERS) and not isinstance(n, bool) for n in sizes):
         raise TypeError(
             "normalized_shape: expected an integer or a sequence of integers, "
-            f"got {normalized_shape!r}"
+            f"got {reprlib.repr(normalized_shape)}"
         )
     return tuple(_as_integer(n) for n in sizes)
 
