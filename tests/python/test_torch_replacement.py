@@ -36,12 +36,15 @@ pytest.importorskip("transformers")
 LEFT = {
     "BailingHybridRMSNormGated": "gate",
     "BambaRMSNormGated": "gate",
+    "DoryL2Norm": "unknown formula",  # a sum of squares
     "FalconH1RMSNormGated": "gate",
     "Glm5NextTextRMSNormGated": "gate",
     "GradiumPhononTTSTimestepNorm": "unknown formula",  # in the dtype of x throughout
     "GraniteMoeHybridRMSNormGated": "gate",
     "HYV4UnweightedRMSNorm": "unknown formula",  # r alone
+    "HYV4VLUnweightedRMSNorm": "unknown formula",  # the same
     "KimiLinearRMSNormGated": "gate",
+    "LaraMiniRMSNormGated": "gate",
     "MambaRMSNormGated": "gate",
     "MuseSparkTextCenteredRMSNorm": "unknown formula",  # 1 + w in the dtype of w
     "MuseSparkTextInputScaledRMSNorm": "unknown formula",  # the weight before the norm
