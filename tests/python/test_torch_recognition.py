@@ -4,6 +4,7 @@ What is one step away from a known formula is in test_torch_report.py.
 """
 
 import gc
+import logging
 import subprocess
 import sys
 import weakref
@@ -370,6 +371,18 @@ def test_a_class_that_none_can_be_derived_from_is_left(kind, reason):
     assert [n.name for n in report.replaced] == ["0", "2"]
     assert [n.name for n in report.left] == ["1"] and reason in report.left[0].reason
     assert type(model[1]) is kind
+
+
+def test_a_forward_that_cannot_run_is_left_without_a_log(caplog):
+    """torch logs, with a traceback, what it refuses of a tensor without storage."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(caplog.handler)
+    try:
+        module = norm_of(lambda self, x: (self.weight * unit(x) * torch.ones(3)).to(x.dtype))
+        assert "cannot be traced" in reason_to_leave(module)
+    finally:
+        log.removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_replaced_classes_are_freed():

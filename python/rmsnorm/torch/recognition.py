@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -237,8 +238,13 @@ _EPS = 0.0078125 + 2.0**-20
 
 @contextmanager
 def _prepared(trace: _Trace) -> Iterator[None]:
-    """Tensors that are made within have no storage, and autocast is as the trace wants it."""
+    """Tensors that are made within have no storage, and autocast is as the trace wants it.
+
+    torch logs each operation that is refused such tensors, where the report says it of the norm.
+    """
     before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+    log = logging.getLogger(FakeTensorMode.__module__)
+    log_was_disabled, log.disabled = log.disabled, True
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode():
         warnings.simplefilter("ignore")
         try:
@@ -246,6 +252,7 @@ def _prepared(trace: _Trace) -> Iterator[None]:
             torch.set_autocast_enabled("cuda", trace.autocast)
             yield
         finally:
+            log.disabled = log_was_disabled
             for device, enabled in before:
                 torch.set_autocast_enabled(device, enabled)
 
