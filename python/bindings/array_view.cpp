@@ -25,9 +25,15 @@ void recognise(ArrayView& view, Framework framework) {
   view.pending = Pending::memory;
 }
 
-// JAX exports arrays on one device alone.
+// JAX exports arrays on one device alone. What only says that it is one of JAX's may have no
+// devices.
 void refuse_several_devices(const ArrayView& view) {
-  const std::size_t count = nb::len(nb::object(view.source.attr("devices")()));
+  std::size_t count = 1;
+  try {
+    count = nb::len(nb::object(view.source.attr("devices")()));
+  } catch (const nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+  }
   if (count > 1)
     raise(PyExc_TypeError,
           "%s: is a JAX array on %d devices; expected one on one device. The functions of "

@@ -137,7 +137,7 @@ nb::object export_capsule(nb::handle source, const char* name, const nb::dict& k
   try {
     return source.attr("__dlpack__")(**versioned);
   } catch (nb::python_error& error) {
-    if (!error.matches(PyExc_TypeError)) raise_failed(error, name, "__dlpack__");
+    if (!refuses_arguments(error)) raise_failed(error, name, "__dlpack__");
   }
   try {
     return source.attr("__dlpack__")(**keywords);
@@ -182,9 +182,9 @@ void consume(nb::handle capsule, const char* capsule_name, const char* used_name
           type_text(capsule).c_str());
   const char* const capsule_name = PyCapsule_GetName(capsule.ptr());
   raise(PyExc_TypeError,
-        "%s: its __dlpack__ returned a capsule named '%s'; expected 'dltensor' or "
+        "%s: its __dlpack__ returned a capsule named %s; expected 'dltensor' or "
         "'dltensor_versioned', not used before",
-        name, capsule_name == nullptr ? "" : capsule_name);
+        name, bytes_text(capsule_name).c_str());
 }
 
 // Reads the export and requires it to be where the producer said that it is.

@@ -152,7 +152,7 @@ void raise(PyObject* type, const char* format, ...) {
 }
 
 void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...) {
-  if (!cause.matches(PyExc_Exception)) throw cause;
+  if (!cause.matches(PyExc_Exception) || cause.matches(PyExc_RecursionError)) throw cause;
   va_list arguments;
   va_start(arguments, format);
   const std::string text = formatted(format, arguments);

@@ -20,7 +20,7 @@ struct Call;
 [[noreturn]] void raise(PyObject* type, const char* format, ...);
 
 // The same with an exception that was caught as the cause (__cause__). A cause that is no Exception
-// (KeyboardInterrupt, SystemExit) is thrown in place of it.
+// (KeyboardInterrupt, SystemExit), or RecursionError, is thrown in place of it.
 [[noreturn]] void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...);
 
 // TypeError naming the dtypes that are supported and the one that came.

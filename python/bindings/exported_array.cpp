@@ -3,7 +3,6 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
-#include <string>
 #include <utility>
 
 #include "device_memory.hpp"
@@ -71,21 +70,19 @@ nb::object from_dlpack_of(nb::handle object) {
   return found.is_valid() && PyCallable_Check(found.ptr()) != 0 ? found : nb::object();
 }
 
-std::string top_package(const std::string& module) { return module.substr(0, module.find('.')); }
+// "a" of "a.b.c".
+nb::object top_package(nb::handle module) { return module.attr("partition")(".")[0]; }
 
-// Asks the module that defines the type and then the packages around it. A function that one of
-// them has from elsewhere would make other arrays.
+// The module that defines the type, and the packages around it. A function that one of them has
+// from elsewhere makes other arrays.
 nb::object from_dlpack_of_package(nb::handle type) {
-  const nb::object defining = string_attribute(type, "__module__");
   const nb::object modules = nb::module_::import_("sys").attr("modules");
-  std::string module = defining.is_none() ? "" : str_text(defining);
-  while (!module.empty()) {
-    nb::object found = from_dlpack_of(modules.attr("get")(module.c_str()));
-    if (found.is_valid() &&
-        top_package(str_text(string_attribute(found, "__module__"))) == top_package(module))
-      return found;
-    const std::size_t dot = module.rfind('.');
-    module.resize(dot == module.npos ? 0 : dot);
+  nb::object module = string_attribute(type, "__module__");
+  while (!module.is_none() && nb::len(module) > 0) {
+    nb::object found = from_dlpack_of(modules.attr("get")(module));
+    const nb::object origin = found.is_valid() ? string_attribute(found, "__module__") : nb::none();
+    if (!origin.is_none() && top_package(origin).equal(top_package(module))) return found;
+    module = module.attr("rpartition")(".")[0];
   }
   return nb::object();
 }
@@ -113,9 +110,13 @@ nb::object importer_of(nb::handle source) {
   nb::object in_namespace = from_dlpack_of_namespace(source);
   if (in_namespace.is_valid()) return in_namespace;
   const nb::handle type = source.type();
-  nb::object found = from_dlpack_of(type);
-  if (!found.is_valid()) found = from_dlpack_of_package(type);
-  return found.is_valid() ? found : nb::none();
+  try {
+    nb::object found = from_dlpack_of(type);
+    if (!found.is_valid()) found = from_dlpack_of_package(type);
+    return found.is_valid() ? found : nb::none();
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_TypeError, "x: looking for the from_dlpack of its library failed");
+  }
 }
 
 nb::object imported_array(nb::handle importer, nb::object exported) {
@@ -123,7 +124,7 @@ nb::object imported_array(nb::handle importer, nb::object exported) {
   try {
     return importer(exported);
   } catch (nb::python_error& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
+    if (!refuses_arguments(error)) throw;
   }
   // Functions from before the protocol take the capsule.
   return importer(exported.attr("__dlpack__")());

@@ -17,4 +17,15 @@ nb::object find_attribute(nb::handle object, const char* name) {
   return nb::steal(found);
 }
 
+bool refuses_arguments(const nb::python_error& error) {
+  if (!error.matches(PyExc_TypeError)) return false;
+  if (!find_attribute(error.value(), "__cause__").is_none()) return false;
+  const nb::handle traceback = error.traceback();
+  if (!traceback.is_valid() || find_attribute(traceback, "tb_next").is_none()) return true;
+  const nb::object text = nb::steal(PyObject_Str(error.value().ptr()));
+  if (!text.is_valid()) clear_exception();
+  return text.is_valid() &&
+         PyUnicode_Contains(text.ptr(), nb::str("unexpected keyword").ptr()) == 1;
+}
+
 }  // namespace rmsnorm::python

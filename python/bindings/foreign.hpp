@@ -14,4 +14,9 @@ void clear_exception();
 // Invalid where the object has no such attribute. Throws what else its lookup raises.
 nb::object find_attribute(nb::handle object, const char* name);
 
+// Whether a callee does not take the arguments that it was given: a TypeError of the call or of the
+// callee's own code, or one that says so of what it handed them on to, and not what became of
+// another error in there.
+bool refuses_arguments(const nb::python_error& error);
+
 }  // namespace rmsnorm::python

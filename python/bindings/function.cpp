@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "errors.hpp"
 #include "wrong_arguments.hpp"
 
 #if PY_VERSION_HEX < 0x030C0000
@@ -87,8 +88,27 @@ PyObject* result_of(Make make) {
   return nullptr;
 }
 
+// A call keeps up to 20 KiB on the stack, which Python's own limit of 1000 nested calls does not
+// take into account: an array's __dlpack__ may call the functions again.
+class Nesting {
+ public:
+  Nesting() {
+    if (depth == deepest)
+      raise(PyExc_RecursionError, "rmsnorm: more than %d calls, each within another", deepest);
+    ++depth;
+  }
+  Nesting(const Nesting&) = delete;
+  Nesting& operator=(const Nesting&) = delete;
+  ~Nesting() { --depth; }
+
+ private:
+  static constexpr int deepest = 64;
+  static inline thread_local int depth = 0;
+};
+
 PyObject* call(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* keywords) {
   return result_of([&] {
+    const Nesting nesting;
     const auto& function = *reinterpret_cast<const Function*>(self);
     const Py_ssize_t given = NB_VECTORCALL_NARGS(count);
     PyObject* values[max_parameters];

@@ -70,8 +70,7 @@ nb::object string_attribute(nb::handle object, const char* name) {
   return PyUnicode_Check(found) ? value : nb::none();
 }
 
-std::string environment_text(const char* variable) {
-  const char* value = std::getenv(variable);
+std::string bytes_text(const char* value) {
   std::string text = "'";
   for (; value != nullptr && *value != '\0'; ++value) {
     if (text.size() > static_cast<std::size_t>(longest_text)) return text + "...'";
@@ -82,5 +81,7 @@ std::string environment_text(const char* variable) {
   }
   return text + "'";
 }
+
+std::string environment_text(const char* variable) { return bytes_text(std::getenv(variable)); }
 
 }  // namespace rmsnorm::python

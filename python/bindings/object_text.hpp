@@ -21,8 +21,9 @@ std::string type_text(nb::handle object);
 // An attribute that is a string; None where there is none, or one that is no string.
 nb::object string_attribute(nb::handle object, const char* name);
 
-// The value of an environment variable in quotes, bytes other than printable ASCII as \xNN. Takes
-// no GIL.
+// A string of C or the value of an environment variable in quotes, bytes other than printable ASCII
+// as \xNN. Null is empty. Takes no GIL.
+std::string bytes_text(const char* value);
 std::string environment_text(const char* variable);
 
 }  // namespace rmsnorm::python

@@ -143,6 +143,18 @@ void require_jax_dtype(DType dtype) {
         "or pass no float64 array and no out_dtype of float64");
 }
 
+// Whether an argument begins where a new array does, whose library or what its user put in between
+// then gave it memory that is taken.
+bool is_shared(const Call& call, const ArrayView& result) {
+  bool shared = false;
+  const std::int64_t* sizes = result.sizes;
+  if (std::count(sizes, sizes + result.rank, 0) > 0) return false;
+  call.for_each_array([&](Argument, const ArrayView& view) {
+    shared = shared || (&view != &result && view.present() && view.data == result.data);
+  });
+  return shared;
+}
+
 }  // namespace
 
 void Output::accept(nb::handle out, const char* name) {
@@ -153,11 +165,20 @@ void Output::accept(nb::handle out, const char* name) {
   array_ = nb::borrow(out);
 }
 
-void Output::adopt(nb::object array) {
+void Output::adopt(nb::object array, DType dtype, const std::int64_t* sizes, int rank) {
   array_ = std::move(array);
   read_array(array_, "result", Access::write, view_);
   if (view_.pending == Pending::memory) read_memory(view_);
   if (view_.pending == Pending::stream) read_on_stream(view_, placement_.stream);
+  const bool in_place =
+      placement_.on_cuda ? view_.on_cuda() && view_.device.id == placement_.device : view_.on_cpu();
+  if (!in_place || view_.framework != call_.x.framework || view_.dtype != dtype ||
+      view_.rank != rank || !std::equal(sizes, sizes + rank, view_.sizes) ||
+      is_shared(call_, view_))
+    raise(PyExc_RuntimeError,
+          "result: new memory was asked of x's library, which gave %s in place of an array of "
+          "dtype %s and the shape wanted, on x's device and apart from the arguments",
+          type_text(array_).c_str(), name(dtype));
 }
 
 void Output::allocate(const Placement& placement, DType dtype, const std::int64_t* sizes,
@@ -166,9 +187,9 @@ void Output::allocate(const Placement& placement, DType dtype, const std::int64_
   allocated_ = true;
   placement_ = placement;
   switch (like.framework) {
-    case Framework::numpy: adopt(new_numpy(dtype, sizes, rank)); break;
-    case Framework::torch: adopt(new_torch(like, dtype, sizes, rank)); break;
-    case Framework::cupy: adopt(new_cupy(like, dtype, sizes, rank)); break;
+    case Framework::numpy: adopt(new_numpy(dtype, sizes, rank), dtype, sizes, rank); break;
+    case Framework::torch: adopt(new_torch(like, dtype, sizes, rank), dtype, sizes, rank); break;
+    case Framework::cupy: adopt(new_cupy(like, dtype, sizes, rank), dtype, sizes, rank); break;
     case Framework::jax:
       require_jax_dtype(dtype);
       importer_ = nb::borrow(jax()->from_dlpack);

@@ -34,7 +34,9 @@ class Output {
   PyObject* written_tensor() const;
 
  private:
-  void adopt(nb::object array);
+  // Raises RuntimeError where the array is not what was asked for: a mode of torch's or a patch of
+  // the user's may have answered.
+  void adopt(nb::object array, DType dtype, const std::int64_t* sizes, int rank);
 
   const Call& call_;
   ArrayView& view_;

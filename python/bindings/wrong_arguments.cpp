@@ -64,6 +64,18 @@ bool has(const Definition& function, const std::string& name) {
   return false;
 }
 
+// A hint for a message; empty where code of others that it needs raises, as modules do that cannot
+// be imported any more while the interpreter ends.
+template <class Ask>
+std::string hint(Ask ask) {
+  try {
+    return ask();
+  } catch (const nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    return {};
+  }
+}
+
 // The parameter whose name is spelt most alike; empty where none is close.
 std::string nearest_name(const Definition& function, nb::handle keyword) {
   nb::list names;
@@ -78,7 +90,7 @@ std::string name_meant(const Definition& function, nb::handle keyword) {
     if (has(function, other.parameter) &&
         PyUnicode_CompareWithASCIIString(keyword.ptr(), other.name) == 0)
       return other.parameter;
-  return nearest_name(function, keyword);
+  return hint([&] { return nearest_name(function, keyword); });
 }
 
 bool is_number(nb::handle value) {
@@ -92,10 +104,12 @@ bool is_number(nb::handle value) {
 // Returns "rms_norm(x, weight, eps=1e-05)" for the number at this position, where integers are
 // axes, and nothing for other values and for functions without options.
 std::string call_with_keyword(const Definition& function, nb::handle value, int position) {
-  if (!is_number(value) || !has(function, "eps")) return {};
-  const char* keyword = PyLong_Check(value.ptr()) ? "axis" : "eps";
-  return std::string(function.texts.name) + "(" + names_of(function, 0, position) + ", " + keyword +
-         "=" + str_text(value) + ")";
+  return hint([&]() -> std::string {
+    if (!has(function, "eps") || !is_number(value)) return {};
+    const char* keyword = PyLong_Check(value.ptr()) ? "axis" : "eps";
+    return std::string(function.texts.name) + "(" + names_of(function, 0, position) + ", " +
+           keyword + "=" + str_text(value) + ")";
+  });
 }
 
 }  // namespace

@@ -114,7 +114,7 @@ def _similar(name: str) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    shown = repr(name[:100]) + ("" if len(name) <= 100 else f"... ({len(name)} characters)")
+    shown = repr(name[:80]) + ("" if len(name) <= 80 else f"... ({len(name)} characters)")
     similar = ", ".join(_similar(name))
     return (
         "name: expected a model_type of transformers whose RMSNorm is known, as in config.json and "
@@ -158,9 +158,10 @@ def variant(name: str) -> Options:
         >>> rmsnorm.variant("gemma2")
         {'rounding': 'once', 'weight_offset': 1.0}
     """
-    if not isinstance(name, str):
-        kind = type(name).__name__
+    if not issubclass(type(name), str):
+        kind = type(name).__name__[:80]
         raise TypeError(f"name: expected a string such as config.model_type, got {kind}")
+    name = str.__str__(name)  # A class derived from str may answer anything else.
     options = _VARIANTS.get(name)
     if options is None:
         raise ValueError(_unknown(name))
