@@ -323,14 +323,18 @@ class TensorList {
     return refused;
   }
 
-  // Memory that is no tensor of the operation, added once.
-  bool refuses_workspace(const Tensor& memory) { return refuses(memory, Argument::workspace); }
-
   // The output must not share memory with itself or with any other tensor; the inputs `aliases` may
   // be exactly the output.
   bool refuses_output(Argument output, std::initializer_list<Argument> aliases = {}) {
     const Entry* out = find(output);
     return out != nullptr && fails(check_output(*out, aliases), output);
+  }
+
+  // Memory that is no tensor of the operation must not share any with those that are.
+  Code check_memory(const Tensor& memory) const {
+    Entry entry;
+    const Code code = check_tensor(memory, &entry.extent);
+    return code == Code::ok ? check_output(entry, {}) : code;
   }
 
  private:
@@ -377,7 +381,7 @@ class TensorList {
     return nullptr;
   }
 
-  Entry entries_[count_tensors<Params>() + 1];
+  Entry entries_[count_tensors<Params>()];
   int count_ = 0;
   Status status_;
 };
@@ -495,19 +499,18 @@ inline Status check(const MeanSquareParams& p) {
   return tensors.status();
 }
 
-// What backward() would refuse of the tensors and options. How large the workspace must be is for
-// the CPU and for CUDA to say.
-inline Status check(const BackwardParams& p) {
-  using detail::check_sizes;
+namespace detail {
+
+// check(p), which leaves the tensors in a new list that check_workspace then takes.
+inline Status check(const BackwardParams& p, TensorList<BackwardParams>& tensors) {
   if (!p.x.present()) return {Code::missing, Argument::x};
   if (!p.dy.present()) return {Code::missing, Argument::dy};
   if (!p.dx.present()) return {Code::missing, Argument::dx};
   if (p.x.rank < 1 || p.x.rank > max_rank) return {Code::invalid_rank, Argument::x};
-  const int axis = detail::first_axis(p.x, p.axis);
+  const int axis = first_axis(p.x, p.axis);
   if (axis < 0) return {Code::invalid_value, Argument::axis};
 
-  const detail::TensorRef x(p.x), weight(p.weight);
-  detail::TensorList<BackwardParams> tensors;
+  const TensorRef x(p.x), weight(p.weight);
   if (tensors.refuses_tensor(p)) return tensors.status();
 
   if (tensors.fails(check_sizes(x, p.dy, x.rank), Argument::dy) ||
@@ -531,15 +534,13 @@ inline Status check(const BackwardParams& p) {
   if (p.d_mean_square.present() && !p.mean_square.present()) {
     return {Code::unexpected, Argument::d_mean_square};
   }
-  const auto is_no_statistic = [](const auto& t) {
-    return t.present() && !detail::is_statistic(t.dtype);
-  };
+  const auto is_no_statistic = [](const auto& t) { return t.present() && !is_statistic(t.dtype); };
   if (is_no_statistic(p.rstd)) return {Code::invalid_dtype, Argument::rstd};
   if (is_no_statistic(p.mean_square)) return {Code::invalid_dtype, Argument::mean_square};
   if (is_no_statistic(p.d_mean_square)) return {Code::invalid_dtype, Argument::d_mean_square};
   Argument option;
-  const Code code = detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
-                                          p.mean_square.present(), &option);
+  const Code code = check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                  p.mean_square.present(), &option);
   if (tensors.fails(code, option)) return tensors.status();
   if (tensors.refuses_output(
           Argument::dx, {Argument::dy, Argument::x, Argument::residual, Argument::d_residual}) ||
@@ -550,20 +551,27 @@ inline Status check(const BackwardParams& p) {
   return {};
 }
 
-// Whether p.workspace has `needed` bytes and shares memory with no tensor of p, which was checked.
-inline Status check_workspace(const BackwardParams& p, std::int64_t needed) {
+// Whether the workspace has `needed` bytes and shares memory with none of the tensors, whose check
+// was good.
+inline Status check_workspace(const TensorList<BackwardParams>& tensors, void* workspace,
+                              std::int64_t bytes, std::int64_t needed) {
   if (needed == 0) return {};
-  if (p.workspace_bytes < needed) return {Code::invalid_size, Argument::workspace};
-  if (p.workspace == nullptr) return {Code::null_data, Argument::workspace};
-  if (reinterpret_cast<std::uintptr_t>(p.workspace) % 64 != 0) {
+  if (bytes < needed) return {Code::invalid_size, Argument::workspace};
+  if (workspace == nullptr) return {Code::null_data, Argument::workspace};
+  if (reinterpret_cast<std::uintptr_t>(workspace) % 64 != 0) {
     return {Code::invalid_value, Argument::workspace};
   }
+  const Code code = tensors.check_memory(vector(static_cast<float*>(workspace), needed / 4));
+  return code == Code::ok ? Status{} : Status{code, Argument::workspace};
+}
+
+}  // namespace detail
+
+// What backward() would refuse of the tensors and options. How large the workspace must be is for
+// the CPU and for CUDA to say.
+inline Status check(const BackwardParams& p) {
   detail::TensorList<BackwardParams> tensors;
-  if (!tensors.refuses_workspace(vector(static_cast<float*>(p.workspace), needed / 4)) &&
-      !tensors.refuses_tensor(p)) {
-    tensors.refuses_output(Argument::workspace);
-  }
-  return tensors.status();
+  return detail::check(p, tensors);
 }
 
 }  // namespace rmsnorm

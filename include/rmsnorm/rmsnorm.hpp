@@ -17,6 +17,7 @@
 #include "check.hpp"
 #include "contract.hpp"
 #include "cpu/isa.hpp"
+#include "gradient_blocks.hpp"
 
 namespace rmsnorm {
 namespace cpu {
@@ -61,6 +62,56 @@ Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
                        std::int64_t column_end) noexcept;
 Status backward_reduce(const BackwardParams& p, std::int64_t column_begin, std::int64_t column_end,
                        Isa isa) noexcept;
+
+// The same with parameters that are checked and laid out once, where each of the four functions
+// above does so anew:
+//
+//   rmsnorm::cpu::BackwardPass pass(p);
+//   rmsnorm::Status status = pass.set_workspace(memory, pass.workspace_bytes());
+//   if (status.ok()) status = pass.run(0, pass.blocks());
+//   if (status.ok()) status = pass.reduce(0, pass.columns());
+//
+// It has a copy of p, and p may go; the memory of the tensors must stay. Once the workspace is set,
+// any number of threads may call run() and reduce() at once.
+class BackwardPass {
+ public:
+  // With the workspace of p, as if by set_workspace().
+  explicit BackwardPass(const BackwardParams& p) noexcept;
+  BackwardPass(const BackwardPass&) = delete;
+  BackwardPass& operator=(const BackwardPass&) = delete;
+
+  // That of check(p). Where it is not ok, the numbers below are 0, and all others return it.
+  Status status() const noexcept { return status_; }
+
+  // As backward_blocks(p) and backward_workspace(p), and the n of backward_reduce().
+  std::int64_t blocks() const noexcept { return blocks_; }
+  std::int64_t columns() const noexcept { return layout_.n(); }
+  std::int64_t workspace_bytes() const noexcept { return workspace_bytes_; }
+
+  // Has the sums of blocks written to `bytes` bytes at `memory` from now on. Errors are those of
+  // backward() for a workspace, and run() and reduce() then return the same.
+  Status set_workspace(void* memory, std::int64_t bytes) noexcept;
+
+  // As backward() and backward_reduce(), on active_isa() or on the given ISA.
+  Status run(std::int64_t block_begin, std::int64_t block_end) const noexcept;
+  Status run(std::int64_t block_begin, std::int64_t block_end, Isa isa) const noexcept;
+  Status reduce(std::int64_t column_begin, std::int64_t column_end) const noexcept;
+  Status reduce(std::int64_t column_begin, std::int64_t column_end, Isa isa) const noexcept;
+
+ private:
+  Status check_call(std::int64_t begin, std::int64_t end, std::int64_t count, Argument argument,
+                    IsaChoice choice) const;
+  Status run_on(std::int64_t block_begin, std::int64_t block_end, IsaChoice choice) const;
+  Status reduce_on(std::int64_t column_begin, std::int64_t column_end, IsaChoice choice) const;
+
+  BackwardParams p_;
+  rmsnorm::detail::TensorList<BackwardParams> tensors_;  // of p_
+  Status status_;
+  rmsnorm::detail::RowLayout layout_;
+  std::int64_t blocks_;
+  std::int64_t workspace_bytes_;
+  Status workspace_status_;
+};
 
 }  // namespace cpu
 }  // namespace rmsnorm

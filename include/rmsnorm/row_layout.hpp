@@ -43,6 +43,9 @@ struct Operand {
 // normalised dimensions.
 class RowLayout {
  public:
+  // No tensors and no elements.
+  RowLayout() : row_rank_(0), inner_rank_(0), n_(0) {}
+
   RowLayout(const TensorRef& x, std::int32_t axis) {
     const int first = first_axis(x, axis);
     row_rank_ = first;

@@ -64,12 +64,14 @@ Status compute_on_cpu(const Call& call, const Placement&, const Params& params) 
   return run_steps(&params, &step, 1);
 }
 
-Status compute_on_cpu(const Call& call, const Placement& placement, BackwardParams& params) {
+Status compute_on_cpu(const Call& call, const Placement& placement, const BackwardParams& params) {
+  cpu::BackwardPass pass(params);
   Workspace workspace(call, placement);
-  params.workspace_bytes = cpu::backward_workspace(params);
-  params.workspace = workspace.allocate(params.workspace_bytes);
-  const BackwardSteps steps = backward_steps(call, params);
-  return run_steps(&params, steps.step, steps.count);
+  const std::int64_t bytes = pass.workspace_bytes();
+  const Status status = pass.set_workspace(workspace.allocate(bytes), bytes);
+  if (!status.ok()) return status;
+  const BackwardSteps steps = backward_steps(call, pass);
+  return run_steps(&pass, steps.step, steps.count);
 }
 
 Status launch(const ForwardParams& p, cudaStream_t stream, const cuda::LaunchOptions& options) {

@@ -1,7 +1,6 @@
 #include "steps.hpp"
 
 #include <cstdint>
-#include <rmsnorm/rmsnorm.hpp>
 
 namespace rmsnorm::python {
 namespace {
@@ -9,13 +8,6 @@ namespace {
 double element_count(const ArrayView& view) {
   double count = 1;
   for (int d = 0; d < view.rank; ++d) count *= static_cast<double>(view.sizes[d]);
-  return count;
-}
-
-std::int64_t elements_per_row(const ArrayView& x, int first_axis) {
-  std::int64_t count = 1;
-  for (int d = first_axis; d < x.rank; ++d)
-    count = rmsnorm::detail::saturated_product(count, x.sizes[d]);
   return count;
 }
 
@@ -60,17 +52,16 @@ Step row_step(const Call& call, const MeanSquareParams& params) {
   return row_step_of(call, params);
 }
 
-BackwardSteps backward_steps(const Call& call, const BackwardParams& params) {
+BackwardSteps backward_steps(const Call& call, const cpu::BackwardPass& pass) {
   const auto blocks = [](const void* p, std::int64_t begin, std::int64_t end) {
-    return cpu::backward(*static_cast<const BackwardParams*>(p), begin, end);
+    return static_cast<const cpu::BackwardPass*>(p)->run(begin, end);
   };
   const auto columns = [](const void* p, std::int64_t begin, std::int64_t end) {
-    return cpu::backward_reduce(*static_cast<const BackwardParams*>(p), begin, end);
+    return static_cast<const cpu::BackwardPass*>(p)->reduce(begin, end);
   };
-  const double sums = static_cast<double>(params.workspace_bytes);
-  const bool reduces = params.dweight.present() || params.dbias.present();
-  return {{{blocks, cpu::backward_blocks(params), bytes_moved(call) + sums},
-           {columns, elements_per_row(call.x, call.first_axis()), sums}},
+  const double sums = static_cast<double>(pass.workspace_bytes());
+  const bool reduces = call.gradients->dweight.present() || call.gradients->dbias.present();
+  return {{{blocks, pass.blocks(), bytes_moved(call) + sums}, {columns, pass.columns(), sums}},
           reduces ? 2 : 1};
 }
 

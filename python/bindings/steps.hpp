@@ -1,7 +1,7 @@
 // The work of an operation on the CPU as steps for threads.
 #pragma once
 
-#include <rmsnorm/contract.hpp>
+#include <rmsnorm/rmsnorm.hpp>
 
 #include "call.hpp"
 #include "threads.hpp"
@@ -17,7 +17,7 @@ struct BackwardSteps {
   int count;
 };
 
-// With params' workspace set.
-BackwardSteps backward_steps(const Call& call, const BackwardParams& params);
+// `pass`, of the parameters made of `call` and with its workspace set, is the params of these steps.
+BackwardSteps backward_steps(const Call& call, const cpu::BackwardPass& pass);
 
 }  // namespace rmsnorm::python

@@ -225,14 +225,14 @@ struct Cpu {
     return run_step(frame, &params, row_step(call, params));
   }
 
-  static Status run(const CallFrame& frame, const Call& call, BackwardParams& params) {
-    params.workspace_bytes = cpu::backward_workspace(params);
-    const HostWorkspace workspace(params.workspace_bytes);
-    params.workspace = workspace.data();
-    const BackwardSteps steps = backward_steps(call, params);
-    Status status;
+  static Status run(const CallFrame& frame, const Call& call, const BackwardParams& params) {
+    cpu::BackwardPass pass(params);
+    const HostWorkspace workspace(pass.workspace_bytes());
+    Status status = pass.set_workspace(workspace.data(), pass.workspace_bytes());
+    if (!status.ok()) return status;
+    const BackwardSteps steps = backward_steps(call, pass);
     for (int i = 0; i < steps.count && status.ok(); ++i)
-      status = run_step(frame, &params, steps.step[i]);
+      status = run_step(frame, &pass, steps.step[i]);
     return status;
   }
 

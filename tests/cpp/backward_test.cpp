@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "case_grid.hpp"
@@ -17,6 +18,7 @@ using rmsnorm::Argument;
 using rmsnorm::BackwardParams;
 using rmsnorm::Code;
 using rmsnorm::Status;
+using rmsnorm::cpu::BackwardPass;
 
 std::int64_t columns_of(const BackwardParams& p) {
   std::int64_t n = 1;
@@ -38,6 +40,24 @@ std::vector<Range> random_parts(std::int64_t count, Random& random) {
   return parts;
 }
 
+using PartOfPass = Status (BackwardPass::*)(std::int64_t, std::int64_t) const;
+
+// A thread for each of the parts; a status that is not ok, where there is one.
+Status run_on_threads(const BackwardPass& pass, PartOfPass part, std::int64_t count,
+                      Random& random) {
+  const std::vector<Range> parts = random_parts(count, random);
+  std::vector<Status> statuses(parts.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    threads.emplace_back([&, i] { statuses[i] = (pass.*part)(parts[i].first, parts[i].second); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Status& status : statuses) {
+    if (!status.ok()) return status;
+  }
+  return {};
+}
+
 TEST(Backward, AnySplitGivesTheBitsOfTheWhole) {
   Random random(17);
   const GradientImplementation& f = gradient_implementations().back();
@@ -55,6 +75,24 @@ TEST(Backward, AnySplitGivesTheBitsOfTheWhole) {
       return status;
     };
     expect_same(c, whole, problem.run(in_parts, "in parts"), f.name);
+    if (HasFailure()) break;
+  }
+}
+
+// What is written must not depend on the threads that run parts of one pass.
+TEST(Backward, PartsOfAPassOnSeveralThreadsGiveTheBitsOfTheFunctions) {
+  Random random(18);
+  const GradientImplementation& f = gradient_implementations().back();
+  for (const GradientCase& c : gradient_cases()) {
+    BackwardProblem problem(c, f.workspace_bytes);
+    const GradientResults whole = f.run(problem);
+    const auto on_threads = [&](const BackwardParams& p) {
+      const BackwardPass pass(p);
+      Status status = run_on_threads(pass, &BackwardPass::run, pass.blocks(), random);
+      if (status.ok()) status = run_on_threads(pass, &BackwardPass::reduce, pass.columns(), random);
+      return status;
+    };
+    expect_same(c, whole, problem.run(on_threads, "a pass on threads"), f.name);
     if (HasFailure()) break;
   }
 }
@@ -222,6 +260,113 @@ TEST(Backward, WrongCallsAreNamedAndWriteNothing) {
       EXPECT_EQ(rmsnorm::cpu::backward_workspace(g.p), 0) << wrong.what;
     }
   }
+}
+
+void expect_status(const Status& status, Code code, Argument argument, const char* what) {
+  EXPECT_EQ(status.code, code) << what;
+  EXPECT_EQ(status.argument, argument) << what << ": " << rmsnorm::name(status.argument);
+}
+
+TEST(BackwardPass, HasTheNumbersOfTheFunctions) {
+  GoodBackward g;
+  const BackwardPass pass(g.p);
+  EXPECT_TRUE(pass.status().ok());
+  EXPECT_EQ(pass.blocks(), rmsnorm::cpu::backward_blocks(g.p));
+  EXPECT_EQ(pass.workspace_bytes(), rmsnorm::cpu::backward_workspace(g.p));
+  EXPECT_EQ(pass.columns(), 8);
+}
+
+TEST(BackwardPass, RefusesWhatTheFunctionsRefuse) {
+  for (const WrongBackward& wrong : wrong_calls) {
+    GoodBackward g;
+    std::memset(g.dx, 0x5a, sizeof g.dx);
+    wrong.make(g);
+    const GoodBackward before = g;
+    BackwardPass pass(g.p);
+    expect_status(pass.set_workspace(g.p.workspace, g.p.workspace_bytes), wrong.code,
+                  wrong.argument, wrong.what);
+    expect_status(pass.run(0, 1), wrong.code, wrong.argument, wrong.what);
+    expect_status(pass.reduce(0, pass.columns()), wrong.code, wrong.argument, wrong.what);
+    EXPECT_EQ(std::memcmp(before.dx, g.dx, sizeof g.dx), 0) << wrong.what;
+    EXPECT_EQ(std::memcmp(before.dweight, g.dweight, sizeof g.dweight), 0) << wrong.what;
+    EXPECT_EQ(std::memcmp(before.workspace, g.workspace, sizeof g.workspace), 0) << wrong.what;
+    if (wrong.argument == Argument::workspace) {
+      EXPECT_TRUE(pass.status().ok()) << wrong.what;
+      continue;
+    }
+    expect_status(pass.status(), wrong.code, wrong.argument, wrong.what);
+    expect_status(pass.run(-1, 0, static_cast<Isa>(17)), wrong.code, wrong.argument, wrong.what);
+    EXPECT_EQ(pass.blocks(), 0) << wrong.what;
+    EXPECT_EQ(pass.columns(), 0) << wrong.what;
+    EXPECT_EQ(pass.workspace_bytes(), 0) << wrong.what;
+  }
+}
+
+// None that was set before is kept in place of one that is refused.
+TEST(BackwardPass, TheWorkspaceIsTheOneThatWasSetLast) {
+  GoodBackward g;
+  g.p.workspace = nullptr;
+  BackwardPass pass(g.p);
+  expect_status(pass.run(0, 1), Code::null_data, Argument::workspace, "none");
+  expect_status(pass.reduce(0, 8), Code::null_data, Argument::workspace, "none");
+  EXPECT_TRUE(pass.set_workspace(g.workspace, 256).ok());
+  EXPECT_TRUE(pass.run(0, 1).ok());
+  expect_status(pass.set_workspace(g.workspace + 32, 256), Code::invalid_value, Argument::workspace,
+                "unaligned");
+  expect_status(pass.reduce(0, 8), Code::invalid_value, Argument::workspace, "after unaligned");
+  expect_status(pass.set_workspace(g.workspace, 255), Code::invalid_size, Argument::workspace,
+                "short");
+  EXPECT_TRUE(pass.set_workspace(g.workspace, 256).ok());
+  EXPECT_TRUE(pass.reduce(0, 8).ok());
+}
+
+TEST(BackwardPass, WithoutSumsNeedsNoWorkspace) {
+  GoodBackward g;
+  g.p.dweight = g.p.dbias = {};
+  g.p.workspace = nullptr;
+  g.p.workspace_bytes = 0;
+  const BackwardPass pass(g.p);
+  EXPECT_EQ(pass.workspace_bytes(), 0);
+  EXPECT_TRUE(pass.run(0, 1).ok());
+  EXPECT_TRUE(pass.reduce(0, 8).ok());
+}
+
+// What is wrong with a call's range or ISA comes before what is wrong with the workspace.
+TEST(BackwardPass, RangesAreChecked) {
+  GoodBackward g;
+  for (const std::int64_t bytes : {0, 256}) {
+    BackwardPass pass(g.p);
+    pass.set_workspace(g.workspace, bytes);
+    for (const Range& r : {Range{-1, 1}, Range{0, 2}, Range{1, 0}}) {
+      expect_status(pass.run(r.first, r.second), Code::invalid_value, Argument::blocks, "run");
+    }
+    for (const Range& r : {Range{-1, 1}, Range{0, 9}, Range{3, 2}}) {
+      expect_status(pass.reduce(r.first, r.second), Code::invalid_value, Argument::columns,
+                    "reduce");
+    }
+    const auto unavailable = static_cast<Isa>(17);
+    EXPECT_EQ(pass.run(0, 1, unavailable).code, Code::isa_unavailable);
+    EXPECT_EQ(pass.reduce(0, 8, unavailable).code, Code::isa_unavailable);
+  }
+}
+
+// The parameters are gone when it runs, the tensors' memory is not.
+TEST(BackwardPass, HasACopyOfTheParameters) {
+  GoodBackward g, expected;
+  for (GoodBackward* each : {&g, &expected}) {
+    std::fill(std::begin(each->dy), std::end(each->dy), 2.0f);
+    std::fill(std::begin(each->x), std::end(each->x), 3.0f);
+    std::fill(std::begin(each->rstd), std::end(each->rstd), 0.25f);
+  }
+  ASSERT_TRUE(expected.run().ok());
+  const BackwardPass pass(g.p);
+  std::memset(static_cast<void*>(&g.p), 0xff, sizeof g.p);
+  ASSERT_TRUE(pass.run(0, pass.blocks()).ok());
+  ASSERT_TRUE(pass.reduce(0, pass.columns()).ok());
+  EXPECT_EQ(std::memcmp(g.dx, expected.dx, sizeof g.dx), 0);
+  EXPECT_EQ(std::memcmp(g.dweight, expected.dweight, sizeof g.dweight), 0);
+  EXPECT_EQ(std::memcmp(g.dbias, expected.dbias, sizeof g.dbias), 0);
+  EXPECT_NE(g.dweight[0], 0.0f);
 }
 
 TEST(Backward, RangesAreChecked) {

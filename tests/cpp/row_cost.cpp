@@ -21,10 +21,10 @@ extern "C" {
 __attribute__((noinline)) bool counted_forward(const rmsnorm::ForwardParams& p, std::int64_t rows) {
   return rmsnorm::cpu::forward(p, 0, rows, avx2).ok();
 }
-__attribute__((noinline)) bool counted_backward(rmsnorm::BackwardParams& p, std::int64_t n) {
-  p.workspace_bytes = rmsnorm::cpu::backward_workspace(p);
-  return rmsnorm::cpu::backward(p, 0, rmsnorm::cpu::backward_blocks(p), avx2).ok() &&
-         rmsnorm::cpu::backward_reduce(p, 0, n, avx2).ok();
+__attribute__((noinline)) bool counted_backward(const rmsnorm::BackwardParams& p, void* workspace) {
+  rmsnorm::cpu::BackwardPass pass(p);
+  return pass.set_workspace(workspace, pass.workspace_bytes()).ok() &&
+         pass.run(0, pass.blocks(), avx2).ok() && pass.reduce(0, pass.columns(), avx2).ok();
 }
 }
 
@@ -60,11 +60,10 @@ bool run(std::int64_t rows, std::int64_t n) {
   backward.rstd = forward.rstd;
   backward.dx = rmsnorm::matrix(dx.data(), rows, n);
   backward.dweight = rmsnorm::vector(dweight.data(), n);
-  backward.workspace_bytes = rmsnorm::cpu::backward_workspace(backward);
-  const auto bytes = static_cast<std::size_t>(backward.workspace_bytes);
-  backward.workspace = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  const bool ok = counted_backward(backward, n);
-  std::free(backward.workspace);
+  const auto bytes = static_cast<std::size_t>(rmsnorm::cpu::backward_workspace(backward));
+  void* const workspace = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  const bool ok = counted_backward(backward, workspace);
+  std::free(workspace);
   return ok;
 }
 

@@ -387,10 +387,6 @@ class GradientReduction {
   alignas(64) C values_[block] = {};
 };
 
-inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& layout) {
-  return GradientSums(p, layout.n()).bytes(gradient_blocks(layout).count());
-}
-
 inline Status backward_of_blocks(const BackwardParams& p, const RowLayout& layout,
                                  std::int64_t block_begin, std::int64_t block_end,
                                  const KernelTable& table) {

@@ -78,29 +78,9 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
   return status;
 }
 
-inline Status run_backward(const BackwardParams& p, std::int64_t block_begin,
-                           std::int64_t block_end, IsaChoice choice) {
+inline Status check_parameters(const BackwardParams& p, TensorList<BackwardParams>& tensors) {
   const FloatEnvironment environment;
-  Status status = check(p);
-  if (!status.ok()) return status;
-  const RowLayout layout = layout_of(p);
-  const std::int64_t blocks = gradient_blocks(layout).count();
-  status = check_call(block_begin, block_end, blocks, Argument::blocks, choice);
-  if (status.ok()) status = check_workspace(p, workspace_bytes(p, layout));
-  if (!status.ok() || block_begin == block_end) return status;
-  return backward_of_blocks(p, layout, block_begin, block_end, kernels(choice.isa));
-}
-
-inline Status run_backward_reduce(const BackwardParams& p, std::int64_t column_begin,
-                                  std::int64_t column_end, IsaChoice choice) {
-  const FloatEnvironment environment;
-  Status status = check(p);
-  if (!status.ok()) return status;
-  const RowLayout layout = layout_of(p);
-  status = check_call(column_begin, column_end, layout.n(), Argument::columns, choice);
-  if (status.ok()) status = check_workspace(p, workspace_bytes(p, layout));
-  if (!status.ok() || column_begin == column_end) return status;
-  return reduce_blocks(p, layout, column_begin, column_end, kernels(choice.isa));
+  return check(p, tensors);
 }
 
 }  // namespace detail
@@ -121,29 +101,81 @@ RMSNORM_INLINE Status mean_square(const MeanSquareParams& p, std::int64_t row_be
                                   std::int64_t row_end, Isa isa) noexcept {
   return detail::run_mean_square(p, row_begin, row_end, {isa, true});
 }
-RMSNORM_INLINE std::int64_t backward_blocks(const BackwardParams& p) noexcept {
+
+RMSNORM_INLINE BackwardPass::BackwardPass(const BackwardParams& p) noexcept
+    : p_(p),
+      status_(detail::check_parameters(p_, tensors_)),
+      layout_(status_.ok() ? detail::layout_of(p_) : detail::RowLayout()),
+      blocks_(detail::gradient_blocks(layout_).count()),
+      workspace_bytes_(detail::GradientSums(p_, layout_.n()).bytes(blocks_)) {
+  set_workspace(p.workspace, p.workspace_bytes);
+}
+RMSNORM_INLINE Status BackwardPass::set_workspace(void* memory, std::int64_t bytes) noexcept {
+  if (!status_.ok()) return status_;
+  p_.workspace = memory;
+  p_.workspace_bytes = bytes;
+  return workspace_status_ = detail::check_workspace(tensors_, memory, bytes, workspace_bytes_);
+}
+RMSNORM_INLINE Status BackwardPass::check_call(std::int64_t begin, std::int64_t end,
+                                               std::int64_t count, Argument argument,
+                                               IsaChoice choice) const {
+  if (!status_.ok()) return status_;
+  const Status status = detail::check_call(begin, end, count, argument, choice);
+  return status.ok() ? workspace_status_ : status;
+}
+RMSNORM_INLINE Status BackwardPass::run_on(std::int64_t block_begin, std::int64_t block_end,
+                                           IsaChoice choice) const {
+  const Status status = check_call(block_begin, block_end, blocks_, Argument::blocks, choice);
+  if (!status.ok() || block_begin == block_end) return status;
   const detail::FloatEnvironment environment;
-  return check(p).ok() ? detail::gradient_blocks(detail::layout_of(p)).count() : 0;
+  return detail::backward_of_blocks(p_, layout_, block_begin, block_end,
+                                    detail::kernels(choice.isa));
+}
+RMSNORM_INLINE Status BackwardPass::reduce_on(std::int64_t column_begin, std::int64_t column_end,
+                                              IsaChoice choice) const {
+  const Status status = check_call(column_begin, column_end, columns(), Argument::columns, choice);
+  if (!status.ok() || column_begin == column_end) return status;
+  const detail::FloatEnvironment environment;
+  return detail::reduce_blocks(p_, layout_, column_begin, column_end, detail::kernels(choice.isa));
+}
+RMSNORM_INLINE Status BackwardPass::run(std::int64_t block_begin,
+                                        std::int64_t block_end) const noexcept {
+  return run_on(block_begin, block_end, active_isa());
+}
+RMSNORM_INLINE Status BackwardPass::run(std::int64_t block_begin, std::int64_t block_end,
+                                        Isa isa) const noexcept {
+  return run_on(block_begin, block_end, {isa, true});
+}
+RMSNORM_INLINE Status BackwardPass::reduce(std::int64_t column_begin,
+                                           std::int64_t column_end) const noexcept {
+  return reduce_on(column_begin, column_end, active_isa());
+}
+RMSNORM_INLINE Status BackwardPass::reduce(std::int64_t column_begin, std::int64_t column_end,
+                                           Isa isa) const noexcept {
+  return reduce_on(column_begin, column_end, {isa, true});
+}
+
+RMSNORM_INLINE std::int64_t backward_blocks(const BackwardParams& p) noexcept {
+  return BackwardPass(p).blocks();
 }
 RMSNORM_INLINE std::int64_t backward_workspace(const BackwardParams& p) noexcept {
-  const detail::FloatEnvironment environment;
-  return check(p).ok() ? detail::workspace_bytes(p, detail::layout_of(p)) : 0;
+  return BackwardPass(p).workspace_bytes();
 }
 RMSNORM_INLINE Status backward(const BackwardParams& p, std::int64_t block_begin,
                                std::int64_t block_end) noexcept {
-  return detail::run_backward(p, block_begin, block_end, active_isa());
+  return BackwardPass(p).run(block_begin, block_end);
 }
 RMSNORM_INLINE Status backward(const BackwardParams& p, std::int64_t block_begin,
                                std::int64_t block_end, Isa isa) noexcept {
-  return detail::run_backward(p, block_begin, block_end, {isa, true});
+  return BackwardPass(p).run(block_begin, block_end, isa);
 }
 RMSNORM_INLINE Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
                                       std::int64_t column_end) noexcept {
-  return detail::run_backward_reduce(p, column_begin, column_end, active_isa());
+  return BackwardPass(p).reduce(column_begin, column_end);
 }
 RMSNORM_INLINE Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
                                       std::int64_t column_end, Isa isa) noexcept {
-  return detail::run_backward_reduce(p, column_begin, column_end, {isa, true});
+  return BackwardPass(p).reduce(column_begin, column_end, isa);
 }
 
 }  // namespace cpu

@@ -239,6 +239,10 @@ cudaError_t launch_sums(const BackwardParams& p, const RowLayout& layout, const 
                      dim3(tile_columns, static_cast<unsigned>(threads)), 1, a, bytes, launch);
 }
 
+inline std::int64_t workspace_bytes(const BackwardParams& p, const RowLayout& layout) {
+  return GradientSums(p, layout.n()).bytes(gradient_blocks(p, layout).count());
+}
+
 inline cudaError_t launch_backward(const BackwardParams& p, const RowLayout& layout,
                                    const Launch& launch) {
   cudaError_t error = cudaSuccess;
@@ -251,18 +255,18 @@ inline cudaError_t launch_backward(const BackwardParams& p, const RowLayout& lay
 }  // namespace detail
 
 RMSNORM_INLINE std::int64_t backward_workspace(const BackwardParams& p) noexcept {
-  if (!check(p).ok()) return 0;
-  const rmsnorm::detail::RowLayout layout = rmsnorm::detail::layout_of(p);
-  return rmsnorm::detail::GradientSums(p, layout.n())
-      .bytes(detail::gradient_blocks(p, layout).count());
+  return check(p).ok() ? detail::workspace_bytes(p, rmsnorm::detail::layout_of(p)) : 0;
 }
 
 RMSNORM_INLINE Status backward(const BackwardParams& p, cudaStream_t stream,
                                const LaunchOptions& options) noexcept {
-  Status status = check(p);
-  if (status.ok()) status = check_workspace(p, backward_workspace(p));
+  rmsnorm::detail::TensorList<BackwardParams> tensors;
+  Status status = rmsnorm::detail::check(p, tensors);
   if (!status.ok()) return status;
   const rmsnorm::detail::RowLayout layout = rmsnorm::detail::layout_of(p);
+  status = rmsnorm::detail::check_workspace(tensors, p.workspace, p.workspace_bytes,
+                                            detail::workspace_bytes(p, layout));
+  if (!status.ok()) return status;
   const bool has_rows = layout.rows() != 0;
   // Rows without elements have no gradient but that of their mean square.
   if (layout.n() == 0 ? !has_rows || !p.d_mean_square.present()
