@@ -63,27 +63,28 @@ Status backward_reduce(const BackwardParams& p, std::int64_t column_begin,
 Status backward_reduce(const BackwardParams& p, std::int64_t column_begin, std::int64_t column_end,
                        Isa isa) noexcept;
 
-// The same with parameters that are checked and laid out once, where each of the four functions
-// above does so anew:
+// The four functions above check and lay out the parameters each time. This does so once, for any
+// number of calls:
 //
 //   rmsnorm::cpu::BackwardPass pass(p);
 //   rmsnorm::Status status = pass.set_workspace(memory, pass.workspace_bytes());
 //   if (status.ok()) status = pass.run(0, pass.blocks());
 //   if (status.ok()) status = pass.reduce(0, pass.columns());
 //
-// It has a copy of p, and p may go; the memory of the tensors must stay. Once the workspace is set,
-// any number of threads may call run() and reduce() at once.
+// It keeps a copy of p, and p may go; the memory of the tensors must stay. Once the workspace is
+// set, any number of threads may call run() at once, and after that reduce().
 class BackwardPass {
  public:
-  // With the workspace of p, as if by set_workspace().
+  // Takes the workspace of p too, which set_workspace() may replace.
   explicit BackwardPass(const BackwardParams& p) noexcept;
   BackwardPass(const BackwardPass&) = delete;
   BackwardPass& operator=(const BackwardPass&) = delete;
 
-  // That of check(p). Where it is not ok, the numbers below are 0, and all others return it.
+  // Says what check(p) says. Where that is not ok, the numbers below are 0, and everything else
+  // returns it.
   Status status() const noexcept { return status_; }
 
-  // As backward_blocks(p) and backward_workspace(p), and the n of backward_reduce().
+  // These are backward_blocks(p), the n of backward_reduce() and backward_workspace(p).
   std::int64_t blocks() const noexcept { return blocks_; }
   std::int64_t columns() const noexcept { return layout_.n(); }
   std::int64_t workspace_bytes() const noexcept { return workspace_bytes_; }
@@ -92,7 +93,7 @@ class BackwardPass {
   // backward() for a workspace, and run() and reduce() then return the same.
   Status set_workspace(void* memory, std::int64_t bytes) noexcept;
 
-  // As backward() and backward_reduce(), on active_isa() or on the given ISA.
+  // These do what backward() and backward_reduce() do, with the same errors.
   Status run(std::int64_t block_begin, std::int64_t block_end) const noexcept;
   Status run(std::int64_t block_begin, std::int64_t block_end, Isa isa) const noexcept;
   Status reduce(std::int64_t column_begin, std::int64_t column_end) const noexcept;

@@ -17,7 +17,8 @@ struct BackwardSteps {
   int count;
 };
 
-// `pass`, of the parameters made of `call` and with its workspace set, is the params of these steps.
+// `pass` has the parameters made of `call` and its workspace set; the steps take its address as
+// their params.
 BackwardSteps backward_steps(const Call& call, const cpu::BackwardPass& pass);
 
 }  // namespace rmsnorm::python

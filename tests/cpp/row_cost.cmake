@@ -30,7 +30,7 @@ endfunction()
 
 foreach(case IN ITEMS
     "forward f32 8 170 3500" "forward f32 16 170 3500" "forward bf16 16 200 3600"
-    "backward f32 8 260 6500" "backward f32 16 265 6500" "backward bf16 16 305 8000")
+    "backward f32 8 260 6500" "backward f32 16 265 6500" "backward bf16 16 305 7000")
   string(REPLACE " " ";" case "${case}")
   list(GET case 0 pass)
   list(GET case 1 dtype)
