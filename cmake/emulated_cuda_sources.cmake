@@ -12,4 +12,5 @@ set_source_files_properties(${sources} PROPERTIES
   COMPILE_DEFINITIONS
     "RMSNORM_CUDA_EMULATED=1;__CUDA_ARCH__=900;RMSNORM_CUDA_ARCHITECTURES=\"emulated\""
   # Device code may read memory as another type than it was written, and rounds every operation.
-  COMPILE_OPTIONS "-fno-strict-aliasing;-ffp-contract=off;-Wno-unknown-pragmas")
+  # gcc's SLP vectorization: see tests/cuda/CMakeLists.txt.
+  COMPILE_OPTIONS "-fno-strict-aliasing;-ffp-contract=off;-fno-tree-slp-vectorize;-Wno-unknown-pragmas")
