@@ -220,3 +220,37 @@ def test_any_sizes_in_any_order(data):
     )
     assert_same_bits(dweight.view, rmsnorm.rms_norm_backward(x, x, weight, axis=first)[1])
     assert out.untouched() and dweight.untouched()
+
+
+STATISTICS = (1.0, 0.25, 0.0, -0.0, -1.0, 1e-42, 1e-30, 3e38, np.inf, -np.inf, np.nan)
+
+
+@given(data=st.data())
+def test_any_given_statistics_in_any_order(data):
+    """Zero, denormal, negative and non-finite ones, whose factors are infinite, zero or NaN."""
+    rank = data.draw(st.integers(2, 5), "rank")
+    sizes = data.draw(st.lists(st.integers(0, 3), min_size=rank, max_size=rank), "sizes")
+    places = data.draw(st.lists(st.integers(0, 4), min_size=rank + 1, max_size=rank + 1), "places")
+    first = data.draw(st.integers(1, rank - 1), "axis")
+    axis = -(rank - first + sum(places[first + 1 :]))
+    rows = int(np.prod(sizes[:first]))
+    drawn = st.lists(st.sampled_from(STATISTICS), min_size=rows, max_size=rows)
+    mean_square = np.array(data.draw(drawn, "mean_square"), F32).reshape(sizes[:first])
+    x, dy, weight = sample(sizes), sample(sizes, 1), sample(sizes[first:], 2)
+    spread_x, spread_dy = spread(x, places), spread(dy, places)
+    spread_weight = spread(weight, places[first:])
+    spread_mean_square = spread(mean_square, places[: first + 1])
+
+    y = rmsnorm.rms_norm_apply(spread_x, spread_mean_square, spread_weight, eps=0.0, axis=axis)
+    expected = rmsnorm.rms_norm_apply(x, mean_square, weight, eps=0.0, axis=first)
+    assert_same_bits(y.reshape(sizes), expected)
+
+    gradients = rmsnorm.rms_norm_backward(
+        spread_dy, spread_x, spread_weight, mean_square=spread_mean_square, eps=0.0, axis=axis
+    )
+    expected = rmsnorm.rms_norm_backward(
+        dy, x, weight, mean_square=mean_square, eps=0.0, axis=first
+    )
+    for got, right in zip(gradients, expected):
+        if right is not None:
+            assert_same_bits(got.reshape(right.shape), right)
