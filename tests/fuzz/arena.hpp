@@ -295,26 +295,40 @@ void for_each_element(const rmsnorm::Tensor& t, int row_rank, std::int64_t begin
   }
 }
 
-inline double statistic_from(std::uint8_t b) {
-  constexpr double infinity = std::numeric_limits<double>::infinity();
-  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-  constexpr double odd[] = {0,      -0.0,      infinity, -infinity, nan,   -1,  1e-42,
-                            -1e-42, 0x1p-1074, 1e-310,   1e300,     1e-20, 1e20};
-  return odd[b % (sizeof odd / sizeof odd[0])];
-}
+// Given statistics of a call that check() found good: of half of the calls values that no row has.
+// They are chosen by a hash of the whole input, which leaves none of them out as inputs end early.
+class Statistics {
+ public:
+  Statistics(const std::uint8_t* data, std::size_t size) {
+    for (std::size_t i = 0; i < size; ++i) hash_ = (hash_ ^ data[i]) * 0x100000001b3u;
+  }
 
-// Half of all given statistics, of a call that check() found good, get values that no row has.
-inline void set_statistics(Bytes& in, const rmsnorm::ConstTensor& t, unsigned char* arena) {
-  const std::uint8_t choice = in.byte();
-  if (!t.present() || choice % 2 == 0) return;
-  for_each_element(over(t), 0, 0, 1, arena, [&](std::int64_t place, std::int64_t size) {
-    const double v = statistic_from(static_cast<std::uint8_t>(choice / 2 + in.byte()));
-    const auto narrow = static_cast<float>(v);
-    std::memcpy(arena + place, size == 8 ? static_cast<const void*>(&v) : &narrow,
-                static_cast<std::size_t>(size));
-    tally().add_statistic(size == 8 ? v : static_cast<double>(narrow));
-  });
-}
+  void set(const rmsnorm::ConstTensor& t, unsigned char* arena) {
+    if (!t.present() || next() % 2 == 0) return;
+    for_each_element(over(t), 0, 0, 1, arena, [&](std::int64_t place, std::int64_t size) {
+      const double v = odd[next() % (sizeof odd / sizeof odd[0])];
+      const auto narrow = static_cast<float>(v);
+      std::memcpy(arena + place, size == 8 ? static_cast<const void*>(&v) : &narrow,
+                  static_cast<std::size_t>(size));
+      tally().add_statistic(size == 8 ? v : static_cast<double>(narrow));
+    });
+  }
+
+ private:
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+  static constexpr double odd[] = {
+      0,     -0.0,  infinity, -infinity, std::numeric_limits<double>::quiet_NaN(),
+      -1,    1e-42, -1e-42,   0x1p-1074, 1e-310,
+      1e300, 1e-20, 1e20};
+
+  // The upper bits of a linear congruential generator (Knuth's MMIX).
+  std::uint64_t next() {
+    hash_ = hash_ * 6364136223846793005u + 1442695040888963407u;
+    return hash_ >> 33;
+  }
+
+  std::uint64_t hash_ = 0xcbf29ce484222325u;  // FNV-1a
+};
 
 // Gives every NaN the same bits: payloads are not promised.
 inline void forget_payload(rmsnorm::DType t, unsigned char* p, std::int64_t size) {

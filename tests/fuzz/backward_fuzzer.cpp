@@ -262,15 +262,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::int64_t blocks_a_part = 1 + in.below(9), columns_a_part = 1 + in.below(200);
   const std::int64_t workspace_line = in.byte() * 2;
   tally().add_rank(p.x);
-  Bytes statistics(in);
   fill(in, &memory);
   if (!check(p).ok()) {
     expect_refused(p, memory);
     return 0;
   }
   tally().add_good_call(p.x, p.axis, p.eps);
-  set_statistics(statistics, p.rstd, memory.data());
-  set_statistics(statistics, p.mean_square, memory.data());
+  Statistics statistics(data, size);
+  statistics.set(p.rstd, memory.data());
+  statistics.set(p.mean_square, memory.data());
   Judge judge(p, &memory);
   judge.judge_range(begin, end);
   judge.judge_workspace(first_line(memory.data()) + 64 * workspace_line);

@@ -28,7 +28,10 @@ rmsnorm::ForwardParams params_from(Bytes& in, unsigned char* arena) {
   if (has(0)) p.residual = tensor_from(in, arena, sizes, rank);
   if (has(1)) p.weight = parameter_from(in, arena, shape, rows);
   if (has(2)) p.bias = parameter_from(in, arena, shape, rows);
-  if (has(3) && has(4)) p.mean_square = tensor_from(in, arena, sizes, rows);
+  if (has(3)) {
+    p.mean_square = tensor_from(in, arena, sizes, rows);
+    if (!has(4)) p.mean_square.dtype = has(11) ? rmsnorm::DType::f64 : rmsnorm::DType::f32;
+  }
   if (has(5)) p.residual_out = tensor_from(in, arena, sizes, rank);
   if (has(6)) {
     p.rstd = tensor_from(in, arena, sizes, rows);
@@ -64,11 +67,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const bool in_parts = in.below(4) == 1;
   const std::int64_t begin = in_parts ? in.below(9) - 1 : 0;
   const std::int64_t end = in_parts ? begin + in.below(12) : rows;
-  Bytes statistics(in);
   fill(in, &memory);
   if (checked.ok()) {
     tally().add_good_call(p.x, p.axis, p.eps);
-    set_statistics(statistics, p.mean_square, arena);
+    Statistics(data, size).set(p.mean_square, arena);
   }
 
   const std::vector<unsigned char> before = memory;
