@@ -73,11 +73,21 @@ nb::object from_dlpack_of(nb::handle object) {
 // "a" of "a.b.c".
 nb::object top_package(nb::handle module) { return module.attr("partition")(".")[0]; }
 
+// The same text as a string of Python's own, whose methods are known: a class of the user's may
+// derive from it. None of what is longer than any module's name.
+nb::object plain_string(nb::object string) {
+  constexpr Py_ssize_t longest_name = 1000;
+  if (string.is_none() || PyUnicode_GetLength(string.ptr()) > longest_name) return nb::none();
+  PyObject* plain = PyUnicode_FromObject(string.ptr());
+  if (plain == nullptr) throw nb::python_error();
+  return nb::steal(plain);
+}
+
 // The module that defines the type, and the packages around it. A function that one of them has
 // from elsewhere makes other arrays.
 nb::object from_dlpack_of_package(nb::handle type) {
   const nb::object modules = nb::module_::import_("sys").attr("modules");
-  nb::object module = string_attribute(type, "__module__");
+  nb::object module = plain_string(string_attribute(type, "__module__"));
   while (!module.is_none() && nb::len(module) > 0) {
     nb::object found = from_dlpack_of(modules.attr("get")(module));
     const nb::object origin = found.is_valid() ? string_attribute(found, "__module__") : nb::none();

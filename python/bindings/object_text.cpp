@@ -26,10 +26,14 @@ std::string utf8(nb::handle string) {
   return {data, static_cast<std::size_t>(size)};
 }
 
+// The characters are counted as they are shown, in which an escaped surrogate has six. Only so many
+// of a long string are looked at.
 std::string clipped(nb::handle string) {
-  const Py_ssize_t length = PyUnicode_GetLength(string.ptr());
-  if (length <= longest_text) return utf8(string);
-  return utf8(checked(PyUnicode_Substring(string.ptr(), 0, longest_text - 3))) + "...";
+  const std::string start = utf8(checked(PyUnicode_Substring(string.ptr(), 0, longest_text + 1)));
+  const nb::object shown =
+      checked(PyUnicode_DecodeUTF8(start.data(), static_cast<Py_ssize_t>(start.size()), nullptr));
+  if (PyUnicode_GetLength(shown.ptr()) <= longest_text) return utf8(shown);
+  return utf8(checked(PyUnicode_Substring(shown.ptr(), 0, longest_text - 3))) + "...";
 }
 
 std::string text_by(PyObject* (*make)(PyObject*), nb::handle object) {

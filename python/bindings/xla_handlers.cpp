@@ -280,6 +280,7 @@ void check_status(const Status& status) {
 
 // Dimensions are counted from the axis before the library checks the call.
 Status check_axis(const Call& call) {
+  if (!call.x.present()) return {Code::missing, Argument::x};
   const int rank = call.x.rank;
   const bool outside = rank > 0 && (call.axis < -rank || call.axis >= rank);
   return outside ? Status{Code::invalid_value, Argument::axis} : Status{};

@@ -114,7 +114,7 @@ def _similar(name: str) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    shown = repr(name[:80]) + ("" if len(name) <= 80 else f"... ({len(name)} characters)")
+    shown = repr(name[:80])[:80] + ("" if len(name) <= 80 else f"... ({len(name)} characters)")
     similar = ", ".join(_similar(name))
     return (
         "name: expected a model_type of transformers whose RMSNorm is known, as in config.json and "

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import rmsnorm
+import rmsnorm.torch
 import torch
 from dlpack_producer import Producer
 from torch.overrides import TorchFunctionMode
@@ -314,3 +315,44 @@ def test_variant_of_text_that_answers_for_itself():
         rmsnorm.variant(OddText("nonesuch"))
     with pytest.raises(TypeError, match=r"^name: expected a string"):
         rmsnorm.variant(type("SaysText", (), {"__class__": str})())
+
+
+class StrangeName:
+    pass
+
+
+StrangeName.__qualname__ = StrangeName.__module__ = "\ud800" * 100
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: rmsnorm.rms_norm(StrangeName()),
+        lambda x: rmsnorm.rms_norm(x, eps=StrangeName()),
+        lambda x: rmsnorm.rms_norm(x, **{"\ud800" * 100: 1}),
+        lambda x: rmsnorm.rms_norm(x, **{"\0" * 100: 1}),
+        lambda x: rmsnorm.rms_norm(x, rounding="\ud800" * 100),
+        lambda x: rmsnorm.variant("\ud800" * 100),
+        lambda x: rmsnorm.torch.rms_norm(torch.from_numpy(x), (8,) * 10000),
+        lambda x: rmsnorm.torch.rms_norm(torch.from_numpy(x), 10**4000),
+        lambda x: rmsnorm.torch.RMSNorm(10**4000),
+    ],
+)
+def test_escaped_and_long_values_are_clipped_as_shown(call):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(np.ones((2, 8), np.float32))
+    assert len(str(caught.value)) < 300
+
+
+class OddModule(str):
+    def rpartition(self, separator):
+        return self, separator, ""
+
+
+@pytest.mark.parametrize("name", ["." * 10**6, OddModule("a.b"), "a" * 10**6])
+def test_the_library_of_a_type_whose_module_is_no_name(name):
+    kind = type("Array", (Producer,), {})
+    kind.__module__ = name
+    x = np.linspace(-1, 2, 8, dtype=np.float32)
+    y = rmsnorm.rms_norm(kind(x))
+    np.testing.assert_array_equal(np.from_dlpack(y), rmsnorm.rms_norm(x))

@@ -127,6 +127,19 @@ def test_wrong_calls(arguments, exception, message):
         rmsnorm.torch.rms_norm(*arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, options, exception, message",
+    [
+        ((-1,), {}, ValueError, r"^normalized_shape: .*-1"),
+        ((8,), {"weight_offset": "a"}, TypeError, r"^weight_offset: expected a number, got str"),
+        ((8,), {"weight_offset": True}, TypeError, r"^weight_offset: expected a number, got bool"),
+    ],
+)
+def test_modules_that_cannot_be(arguments, options, exception, message):
+    with pytest.raises(exception, match=message):
+        rmsnorm.torch.RMSNorm(*arguments, **options)
+
+
 def test_wrong_options():
     x = torch.ones(2, 8)
     for options, message in (

@@ -68,7 +68,7 @@ def _axis_and_eps(
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
-            f"{tuple(input.shape)}, got {shape}"
+            f"{tuple(input.shape)}, got {reprlib.repr(shape)}"
         )
     return -len(shape), default_eps(input.dtype) if eps is None else eps
 

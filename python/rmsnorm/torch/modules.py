@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from numbers import Real
 from typing import SupportsIndex
 
 import torch
@@ -64,6 +66,14 @@ class RMSNorm(Module):
     ) -> None:
         super().__init__()
         self.normalized_shape = sizes_of(normalized_shape)
+        if not all(0 <= n < 2**63 for n in self.normalized_shape if isinstance(n, int)):
+            raise ValueError(
+                "normalized_shape: expected sizes of 0 and more, within 64 bits, "
+                f"got {reprlib.repr(normalized_shape)}"
+            )
+        if isinstance(weight_offset, bool) or not isinstance(weight_offset, Real):
+            kind = type(weight_offset).__name__
+            raise TypeError(f"weight_offset: expected a number, got {kind}")
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self.weight_offset = weight_offset
