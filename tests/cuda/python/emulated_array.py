@@ -57,7 +57,7 @@ class EmulatedArray:
         self.host = host
         self.device = device
         self.streams: list[int | None] = []
-        self._kept: Any = None
+        self._exports: list[Any] = []  # in use until the consumer is done, which nobody tells
 
     @property
     def dtype(self) -> np.dtype:
@@ -81,7 +81,7 @@ class EmulatedArray:
             None,
             _Deleter(0),
         )
-        self._kept = (managed, sizes, strides)
+        self._exports.append((managed, sizes, strides))
         return _new_capsule(ctypes.addressof(managed), b"dltensor", None)
 
     def __array_namespace__(self) -> type[EmulatedNamespace]:

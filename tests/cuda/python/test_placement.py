@@ -244,7 +244,7 @@ class Integers(EmulatedArray):
 
     def __dlpack__(self, *, stream=None):
         capsule = super().__dlpack__(stream=stream)
-        self._kept[0].tensor.code = 0
+        self._exports[-1][0].tensor.code = 0
         return capsule
 
 
