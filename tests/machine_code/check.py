@@ -57,8 +57,12 @@ tolerated = {
         "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
     },
     "120": {
+        "forward_in_registers<PackedElements<float, float, false>, 4>",
+        "forward_in_registers<PackedElements<rmsnorm::bfloat16, rmsnorm::bfloat16, false>, 4>",
+        "forward_in_registers<PackedElements<rmsnorm::float16, rmsnorm::float16, false>, 4>",
         "forward_reading_again<PackedElements<rmsnorm::bfloat16, rmsnorm::bfloat16, false>, 4>",
         "forward_reading_again<PackedElements<rmsnorm::float16, float, false>, 4>",
+        "forward_reading_again<PackedElements<rmsnorm::float16, rmsnorm::float16, false>, 4>",
     },
 }
 
