@@ -232,11 +232,13 @@ double signed_value(int signs, std::int64_t i, std::int64_t n) {
 
 TEST(Gradient, GivenMeanSquaresMayBeAnything) {
   constexpr double infinity = HUGE_VAL;
+  int turn = 0;
   for (const DType t : all_dtypes) {
     for (const std::int64_t n : lengths_with_rests) {
       for (const double mean_square :
            {0.0, -0.0, infinity, static_cast<double>(NAN), -1.0, 0x1p-1074, 1e-310, 1e-42}) {
         for (const int signs : {0, 1, 2}) {
+          if (grid_is_small() && ++turn % 7 != 0) continue;
           GradientCase c = plain_case(t, 1, n);
           c.forward.mean_square = c.d_mean_square = tensor(DType::f64);
           c.forward.eps = 0;
