@@ -119,7 +119,7 @@ bool read_memory(ArrayView& view) {
 
 void require_unmoved(const ArrayView& view) {
   if (!is_native(view)) return;
-  ArrayView now;
+  ArrayView now(view.accepted_dtypes);
   now.source = view.source;
   now.name = view.name;
   now.access = view.access;

@@ -23,6 +23,10 @@ namespace nb = nanobind;
 enum class Framework { numpy, torch, cupy, jax, other };
 enum class Access { read, write };
 
+// What dtypes an array may have: the four, or of statistics (mean_square, rstd) float32 and
+// float64.
+enum class Dtypes { all, of_statistics };
+
 // What of an array is still to be read: the memory of a NumPy array or torch tensor, or the export
 // of an array on CUDA to a stream. Only source, framework and, for `stream`, device are known then.
 enum class Pending { nothing, memory, stream };
@@ -32,10 +36,13 @@ constexpr int max_dimensions = 64;
 
 // Sizes and strides are not initialised: that would write two kilobytes at every call for nothing.
 struct ArrayView {
+  explicit ArrayView(Dtypes accepted_dtypes = Dtypes::all) : accepted_dtypes(accepted_dtypes) {}
+
   nb::handle source;
   const char* name = nullptr;  // the argument's, for messages
   Framework framework = Framework::numpy;
   dlpack::Device device = {dlpack::cpu, 0};
+  Dtypes accepted_dtypes;  // for messages; the library checks it
   DType dtype;
   void* data;
   int rank = -1;  // -1: absent

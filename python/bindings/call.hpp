@@ -17,7 +17,7 @@ struct Gradients {
   ArrayView dx;
   ArrayView dweight;
   ArrayView dbias;
-  ArrayView d_mean_square;
+  ArrayView d_mean_square{Dtypes::of_statistics};
 };
 
 // The arguments that a caller gives arrays for.
@@ -41,10 +41,10 @@ struct Call {
   ArrayView residual;
   ArrayView weight;
   ArrayView bias;
-  ArrayView mean_square;
+  ArrayView mean_square{Dtypes::of_statistics};
   ArrayView y;
   ArrayView residual_out;
-  ArrayView rstd;
+  ArrayView rstd{Dtypes::of_statistics};
   Gradients* gradients = nullptr;
   bool mean_square_is_output = false;
   std::int32_t axis = -1;

@@ -211,7 +211,7 @@ void read_export(ArrayView& view, nb::handle source, const nb::dict& keywords) {
 void read_tensor_view(const dlpack::TensorView& tensor, ArrayView& view) {
   view.device = tensor.device;
   if (!dtype_of_tensor(tensor.dtype, view.dtype))
-    raise_unsupported_dtype(dtype_text(tensor.dtype), view.name);
+    raise_unsupported_dtype(dtype_text(tensor.dtype), view);
   require_shape(tensor, view.name);
   view.data = data_of(tensor, view.name);
   view.rank = tensor.rank;

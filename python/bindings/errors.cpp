@@ -167,10 +167,10 @@ const char* cuda_text(int error) {
   return cuda::error_text(status);
 }
 
-void raise_unsupported_dtype(const std::string& dtype, const char* name) {
-  raise(PyExc_TypeError,
-        "%s: expected dtype float16, bfloat16, float32 or float64 in native byte order, got %s",
-        name, dtype.c_str());
+void raise_unsupported_dtype(const std::string& dtype, const ArrayView& view) {
+  const bool all = view.accepted_dtypes == Dtypes::all;
+  raise(PyExc_TypeError, "%s: expected dtype %sfloat32 or float64 in native byte order, got %s",
+        view.name, all ? "float16, bfloat16, " : "", dtype.c_str());
 }
 
 std::string isa_error_text() {
@@ -255,9 +255,7 @@ void raise_status(const Status& status, const Call& call) {
             "%s: shape %s with strides %s (in elements) reaches further than addresses do", name,
             shape_text(*view).c_str(), strides_text(*view).c_str());
     case Code::invalid_value: raise_value(argument, call);
-    case Code::invalid_dtype:
-      raise(PyExc_TypeError, "%s: expected dtype float32 or float64, got %s", name,
-            rmsnorm::name(view->dtype));
+    case Code::invalid_dtype: raise_unsupported_dtype(rmsnorm::name(view->dtype), *view);
     case Code::unexpected:
       if (argument == Argument::weight_offset)
         raise(PyExc_ValueError, "weight_offset: %g was given without weight; expected a weight",

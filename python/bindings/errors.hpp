@@ -14,6 +14,7 @@ namespace rmsnorm::python {
 
 namespace nb = nanobind;
 
+struct ArrayView;
 struct Call;
 
 // Raises `type` with a printf-formatted message.
@@ -23,8 +24,8 @@ struct Call;
 // (KeyboardInterrupt, SystemExit), or RecursionError, is thrown in place of it.
 [[noreturn]] void raise_from(nb::python_error& cause, PyObject* type, const char* format, ...);
 
-// TypeError naming the dtypes that are supported and the one that came.
-[[noreturn]] void raise_unsupported_dtype(const std::string& dtype, const char* name);
+// TypeError naming the dtypes that the view's argument may have and the one that came.
+[[noreturn]] void raise_unsupported_dtype(const std::string& dtype, const ArrayView& view);
 
 // `call` is where the values for the message come from. For errors of CUDA: raise_cuda.
 [[noreturn]] void raise_status(const Status& status, const Call& call);

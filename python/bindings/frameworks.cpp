@@ -148,6 +148,9 @@ const Torch* find_torch() {
     if (found.forward_ad_globals == nullptr) throw nb::python_error();
     found.forward_ad = forward_ad.release().ptr();
   }
+  nb::object dispatch = imported("torch.utils._python_dispatch");
+  if (dispatch.is_valid() && find_attribute(dispatch, "_is_in_torch_dispatch_mode").is_valid())
+    found.dispatch_globals = PyModule_GetDict(dispatch.release().ptr());
   // The public functions are Python around these and take 0.4 us more together.
   nb::object c_module = imported("torch._C");
   found.is_tracing = references.attribute(c_module, "_is_tracing");
@@ -196,6 +199,16 @@ const Jax* jax() {
   references.keep();
   cached = found;
   return &cached;
+}
+
+PyObject* torch_proxy_mode() {
+  static PyObject* cached = nullptr;
+  if (cached == nullptr) {
+    References references;
+    cached = references.attribute(imported("torch.fx.experimental.proxy_tensor"), "get_proxy_mode");
+    if (cached != nullptr) references.keep();
+  }
+  return cached;
 }
 
 PyObject* ml_dtypes_bfloat16() {

@@ -57,6 +57,9 @@ struct Torch {
   PyObject* dtypes[dtype_count] = {};
   PyObject* forward_ad = nullptr;  // the module; null where it does not tell its depth
   PyObject* forward_ad_globals = nullptr;
+  // Of torch.utils._python_dispatch; null where it does not tell whether a dispatch mode is
+  // entered.
+  PyObject* dispatch_globals = nullptr;
   PyObject* is_tracing = nullptr;  // torch.jit's
   // torch.autograd.graph's, of a tuple of tensors, from torch 2.1 on; null before.
   PyObject* increment_version = nullptr;
@@ -89,6 +92,9 @@ inline const Torch* torch() { return found_torch.tensor != nullptr ? &found_torc
 
 const CuPy* cupy();
 const Jax* jax();
+
+// What returns the mode by which torch's make_fx records, or None; null while it is not imported.
+PyObject* torch_proxy_mode();
 
 // The scalar type of NumPy arrays that hold bfloat16.
 PyObject* ml_dtypes_bfloat16();

@@ -62,14 +62,14 @@ bool is_bfloat16(nb::handle source, char kind) {
   return dtype.ptr() == numpy_dtype(DType::bf16) || dtype.attr("type").is(nb::handle(bfloat16));
 }
 
-DType dtype_of_array(const ArrayInterface& array, nb::handle source, const char* name) {
+DType dtype_of_array(const ArrayInterface& array, const ArrayView& view) {
   if ((array.flags & flag_native_byte_order) != 0) {
     if (array.kind == 'f' && array.itemsize == 4) return DType::f32;
     if (array.kind == 'f' && array.itemsize == 8) return DType::f64;
-    if (array.itemsize == 2 && is_bfloat16(source, array.kind)) return DType::bf16;
+    if (array.itemsize == 2 && is_bfloat16(view.source, array.kind)) return DType::bf16;
     if (array.kind == 'f' && array.itemsize == 2) return DType::f16;
   }
-  raise_unsupported_dtype(str_text(numpy()->dtype.of(source)), name);
+  raise_unsupported_dtype(str_text(numpy()->dtype.of(view.source)), view);
 }
 
 // The memory of an array whose dtype is in the view: from either struct.
@@ -118,7 +118,7 @@ void read_numpy(ArrayView& view) {
   const nb::object capsule = numpy()->array_struct.of(view.source);
   auto* array = static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
   if (array == nullptr) throw nb::python_error();
-  view.dtype = dtype_of_array(*array, view.source, view.name);
+  view.dtype = dtype_of_array(*array, view);
   read_strided(*array, view);
 }
 

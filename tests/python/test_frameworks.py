@@ -14,6 +14,8 @@ import pytest
 import rmsnorm
 import torch
 from floats import BF16, DTYPES, F16, F32, F64, assert_same_bits
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 TORCH = {F16: torch.float16, BF16: torch.bfloat16, F32: torch.float32, F64: torch.float64}
 
@@ -377,6 +379,29 @@ def test_torch_out_counts_as_written():
 def test_torch_trace_is_refused():
     with pytest.raises(RuntimeError, match="torch.jit.trace"):
         torch.jit.trace(lambda t: rmsnorm.rms_norm(t), torch.ones(2, 4), check_trace=False)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_make_fx_records_operators_or_raises(pre_dispatch):
+    """The result's allocation alone would make a graph that returns memory as it comes."""
+    x, statistic = torch.ones(2, 4), torch.ones(2)
+    calls = (
+        rmsnorm.rms_norm,
+        rmsnorm.mean_square,
+        lambda x: rmsnorm.add_rms_norm(x, x),
+        lambda x: rmsnorm.rms_norm(x, out=torch.empty_like(x)),
+        lambda x: rmsnorm.rms_norm_apply(x, statistic),
+        lambda x: rmsnorm.rms_norm_backward(x, x),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="^x: make_fx cannot record"):
+            make_fx(call, pre_dispatch=pre_dispatch)(x)
+    graph = make_fx(rmsnorm.rms_norm, pre_dispatch=pre_dispatch)(x.clone().requires_grad_())
+    assert "rmsnorm.rms_norm" in graph.code
+    x = 2 * torch.eye(2, 4)
+    assert torch.equal(graph(x), rmsnorm.rms_norm(x))
+    with FlopCounterMode(display=False):  # a dispatch mode that records no graph
+        assert torch.equal(rmsnorm.rms_norm(x), graph(x))
 
 
 def test_very_many_empty_rows_take_no_time():

@@ -5,6 +5,7 @@ import rmsnorm
 import rmsnorm.torch
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -171,6 +172,20 @@ def test_symbolic_trace_and_jit_trace():
         traced = torch.jit.trace(norm, (x,))
     assert "rmsnorm::rms_norm" in str(traced.inlined_graph)
     assert_near(traced(sample((7, 8), 1)), norm(sample((7, 8), 1)))
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+@pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
+def test_make_fx(pre_dispatch, tracing_mode):
+    def norms(x, w):
+        return ours(x, w), *rmsnorm.torch.add_rms_norm(x, x, 8, w)
+
+    w = sample(8, 1)
+    traced = make_fx(norms, tracing_mode=tracing_mode, pre_dispatch=pre_dispatch)(sample((5, 8)), w)
+    assert "rmsnorm.rms_norm" in traced.code
+    assert "rmsnorm.add_rms_norm" in traced.code
+    for a, b in zip(traced(sample((5, 8), 2), w), norms(sample((5, 8), 2), w)):
+        assert torch.equal(a, b)
 
 
 # torch.func.

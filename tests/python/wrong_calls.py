@@ -5,6 +5,7 @@ one out). The pattern has the argument's name, what was expected where that is w
 what came.
 """
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import rmsnorm
@@ -106,6 +107,7 @@ def shared_with_dx(name, shape):
 
 
 SUPPORTED = r"float16.*bfloat16.*float32.*float64"
+OF_STATISTICS = "expected dtype float32 or float64 in native byte order, got"
 
 # operation, changes, exception, what the message matches
 TABLE = {
@@ -176,6 +178,30 @@ TABLE = {
         {"mean_square": np.ones(3, F16)},
         TypeError,
         r"^mean_square\b.*float32.*float64.*float16",
+    ),
+    "int mean_square": (
+        "apply",
+        {"mean_square": np.ones(3, int)},
+        TypeError,
+        rf"^mean_square: {OF_STATISTICS} int64$",
+    ),
+    "big-endian mean_square": (
+        "apply",
+        {"mean_square": np.ones(3, ">f4")},
+        TypeError,
+        rf"^mean_square: {OF_STATISTICS} >f4$",
+    ),
+    "bool mean_square from elsewhere": (
+        "apply",
+        {"mean_square": jnp.ones(3, bool)},
+        TypeError,
+        rf"^mean_square: {OF_STATISTICS} bool$",
+    ),
+    "int out of mean_square": (
+        "mean_square",
+        {"out": np.ones(3, int)},
+        TypeError,
+        rf"^out: {OF_STATISTICS} int64$",
     ),
     "bf16 out of mean_square": (
         "mean_square",
@@ -444,6 +470,12 @@ TABLE.update(
             {"dx_out": np.ones((3, 8), int)},
             TypeError,
             r"^dx_out\b.*int64",
+        ),
+        "int rstd": (
+            "backward",
+            {"rstd": np.ones(3, int)},
+            TypeError,
+            rf"^rstd: {OF_STATISTICS} int64$",
         ),
         "f16 rstd": (
             "backward",

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
+from torch.utils import _python_dispatch
 
 # C functions of torch that have no public name; 30 ns each.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
 _any_requires_grad = torch._C._any_requires_grad
+_modes_before_dispatch = torch._ops._len_torch_dispatch_stack_pre_dispatch
 
 
 def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
@@ -27,6 +29,9 @@ def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
     if is_dynamo_compiling() or _dispatch_modes() or _transforms_active() or _is_tracing():
         return False
     if forward_ad._current_level >= 0:
+        return False
+    # make_fx with pre_dispatch has a stack of modes of its own, which takes longer to ask.
+    if _python_dispatch._is_in_torch_dispatch_mode and _modes_before_dispatch():
         return False
     for tensor in (x, *tensors):
         kind = type(tensor)
