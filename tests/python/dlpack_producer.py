@@ -90,9 +90,10 @@ class _Export:
 
     def __init__(self, producer, layout, name, members, tensor):
         self.producer, self.name = producer, name
+        deleter = _delete if producer.has_deleter else Deleter()
         self.sizes = {key: _int64s(tensor.pop(key)) for key in ("shape", "strides")}
         pointers = {key: ctypes.cast(value, INT64_POINTER) for key, value in self.sizes.items()}
-        self.managed = layout(tensor=Tensor(**tensor, **pointers), deleter=_delete, **members)
+        self.managed = layout(tensor=Tensor(**tensor, **pointers), deleter=deleter, **members)
         self.address = ctypes.addressof(self.managed)
 
 
@@ -103,12 +104,15 @@ class Producer:
     keywords: those that __dlpack__ takes (None: all); any other is Python's usual TypeError.
     device: what __dlpack_device__ answers and the struct says.
     name: of the capsule.
+    has_deleter: a null pointer is allowed, of what needs no deleting.
     Further keywords are members of the struct's tensor: data, device_type, device_id, ndim, code,
     bits, lanes, shape, strides (None: a null pointer) and byte_offset, by which `data` lies in
     front of the array unless it is given too.
 
     made and deleted count the capsules and the calls of their deleters.
     """
+
+    destructor = _drop_capsule
 
     def __init__(
         self,
@@ -120,9 +124,11 @@ class Producer:
         keywords=None,
         device=CPU,
         name=None,
+        has_deleter=True,
         **tensor,
     ):
         self.array, self.keywords, self.device = array, keywords, device
+        self.has_deleter = has_deleter
         self.layout = Versioned if versioned else Unversioned
         self.name = self.layout.name if name is None else name
         self.members = {"major": version[0], "minor": version[1], "flags": flags}
@@ -154,7 +160,7 @@ class Producer:
         export = _Export(self, self.layout, self.name, members, dict(self.tensor))
         _exported[export.address] = export
         self.made += 1
-        return new_capsule(export.address, self.name, ctypes.cast(_drop_capsule, ctypes.c_void_p))
+        return new_capsule(export.address, self.name, ctypes.cast(self.destructor, ctypes.c_void_p))
 
 
 class StandardProducer(Producer):

@@ -1,83 +1,26 @@
 """Objects that are no arrays, or other arrays than they say: proxies, and DLPack by ctypes."""
 
-import ctypes as c
 import weakref
 from unittest import mock
 
 import numpy as np
-from dlpack_producer import (
-    BFLOAT,
-    FLOAT,
-    INT64_POINTER,
-    Deleter,
-    Tensor,
-    Unversioned,
-    Versioned,
-    new_capsule,
-)
+from dlpack_producer import StandardProducer
 
 CPU, CUDA = 1, 2
 
 
-def pointer_to(values):
-    """An array of int64 for a struct; None stays a null pointer."""
-    if values is None:
-        return None
-    return c.cast((c.c_int64 * max(len(values), 1))(*values), INT64_POINTER)
-
-
-class Producer:
+class Producer(StandardProducer):
     """A DLPack producer that says of an array's memory what it is told to.
 
-    `said` replaces members of the tensor, "shape" and "strides" by lists or None. The capsule has
-    no destructor: only a consumer calls the deleter, and `deleted` counts how often.
+    `device` is what __dlpack_device__ alone answers, and may be anything; the struct says CPU. The
+    capsule has no destructor: only a consumer calls the deleter.
     """
 
-    def __init__(self, array, *, versioned=True, device=(CPU, 0), name=None, has_deleter=True,
-                 head=(), **said):  # fmt: skip
-        self.array, self.device = array, device
-        self.layout = Versioned if versioned else Unversioned
-        self.name = name or self.layout.name
-        self.has_deleter, self.head, self.said = has_deleter, dict(head), said
-        self.made = self.deleted = 0
-        self._alive = []
+    destructor = None
 
-    def __array_namespace__(self, api_version=None):
-        return np
-
-    def __dlpack_device__(self):
-        return self.device
-
-    def _tensor(self):
-        array = self.array
-        facts = {
-            "data": array.ctypes.data,
-            "device_type": CPU,
-            "ndim": array.ndim,
-            "code": FLOAT if array.dtype.kind == "f" else BFLOAT,
-            "bits": 8 * array.itemsize,
-            "lanes": 1,
-            "shape": array.shape,
-            "strides": [s // array.itemsize for s in array.strides],
-            **self.said,
-        }
-        facts["shape"], facts["strides"] = map(pointer_to, (facts["shape"], facts["strides"]))
-        return Tensor(**facts)
-
-    def __dlpack__(self, **options):
-        def delete(_):
-            self.deleted += 1
-
-        managed = self.layout(tensor=self._tensor())
-        if self.layout is Versioned:
-            managed.major, managed.minor = 1, 1
-        if self.has_deleter:
-            managed.deleter = Deleter(delete)
-        for member, value in self.head.items():
-            setattr(managed, member, value)
-        self._alive.append(managed)
-        self.made += 1
-        return new_capsule(c.addressof(managed), self.name, None)
+    def __init__(self, array, *, versioned=True, version=(1, 1), device=(CPU, 0), **told):
+        super().__init__(array, versioned=versioned, version=version, **told)
+        self.device = device
 
 
 class Proxy:

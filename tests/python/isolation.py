@@ -1,9 +1,9 @@
 """Cases that may crash, run in another process.
 
-A file of cases has a dictionary CASES of functions without arguments and ends with
-`isolation.main(CASES)`. Its test asks `outcomes(file)` for what became of each: "" where the
-function returned, else its traceback, or the signal that ended the process. The cases after a
-crash run in a new process.
+A file of cases has a dictionary CASES of functions without arguments, which `entering(CASES)`
+fills, and ends with `isolation.main(CASES)`. Its test asks `outcomes(file)` for what became of
+each: "" where the function returned, else its traceback, or the signal that ended the process. The
+cases after a crash run in a new process.
 """
 
 import os
@@ -13,6 +13,20 @@ import sys
 import traceback
 
 _BEGIN, _END = "begin ", "end "
+
+
+def entering(cases):
+    """A decorator: @case(name) puts a function in `cases`."""
+
+    def case(name):
+        def add(function):
+            assert name not in cases
+            cases[name] = function
+            return function
+
+        return add
+
+    return case
 
 
 def main(cases):

@@ -19,16 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wrong_calls import CALLS
 
 CASES = {}
+case = isolation.entering(CASES)
 ROWS, COLUMNS = 16, 1024
-
-
-def case(name):
-    def add(function):
-        assert name not in CASES
-        CASES[name] = function
-        return function
-
-    return add
 
 
 # ---- calls of a size ----
