@@ -44,8 +44,10 @@ RMSNORM_HOST_DEVICE inline double reciprocal_root(double v) {
   return std::fma(0.5 * r, root_residual(v, r), r);
 }
 
-// A row is normalised as (x * 2^exponent) * rstd. The rest is what rstd lacks of the root where
-// there is an exponent.
+// A row is normalised as (x * 2^exponent) * rstd, where rstd lies in [1, 2) for exponents above 0
+// and in [1/2, 1) for those below: x * 2^exponent then lies between x and the product, so that it
+// neither overflows nor loses bits where the product does not. The rest is what rstd lacks of the
+// root where there is an exponent.
 struct RowScale {
   double rstd;
   int exponent;
@@ -56,7 +58,10 @@ struct RowScale {
 template <class C>
 RMSNORM_HOST_DEVICE inline RowScale scale_of_root(double v, int exponent) {
   const double r = reciprocal_root<C>(v);
-  return {r, exponent, 0.5 * r * root_residual(v, r)};
+  const double rest = 0.5 * r * root_residual(v, r);
+  if (exponent == 0) return {r, 0, rest};
+  const int moved = std::ilogb(r) + (exponent < 0 ? 1 : 0);
+  return {std::ldexp(r, -moved), exponent + moved, std::ldexp(rest, -moved)};
 }
 
 // rstd * 2^exponent as the number of C that is returned. Where C has fewer bits for it than for

@@ -292,6 +292,41 @@ TEST(Rescue, GivenMeanSquares) {
   }
 }
 
+// Results that are just finite or just normal, whatever the significand of rstd.
+TEST(Rescue, GivenMeanSquaresAtTheEdgesOfTheComputeType) {
+  constexpr double significands[] = {1, 1.3, 1.999, 2, 2.7, 3.999};
+  for (const DType t : {DType::f32, DType::f64}) {
+    const Format f = format_of(t);
+    const int past = t == DType::f32 ? 70 : 520;
+    for (const int k : {-past - 8, -past, past, past + 8}) {
+      for (const double significand : significands) {
+        Case c;
+        c.sizes = {1, 24};
+        c.x = c.y = tensor(t);
+        c.mean_square = tensor(DType::f64);
+        c.eps = 0;
+        ForwardProblem problem(c);
+        const double v = std::ldexp(significand, 2 * k);
+        for (std::int64_t i = 0; i < problem.x.count(); ++i) {
+          // Of y, from 0.47 to 0.99 of the largest number, and from one to two of the least normal.
+          const double y = i % 2 == 0
+                               ? std::ldexp(0.94 + 0.045 * static_cast<double>(i), f.max_exponent)
+                               : std::ldexp(1 + 0.04 * static_cast<double>(i), f.min_exponent);
+          const double x = std::ldexp(y * std::sqrt(significand), k);
+          problem.x.set(i, std::isfinite(round_to(t, x)) ? x : 0);
+        }
+        problem.mean_square.set(0, v);
+        problem.keep();
+        for (const Implementation& implementation : implementations()) {
+          const Results got = implementation.run(problem);
+          const Errors errors = errors_of(c, problem.inputs(), got);
+          ASSERT_LE(errors.y, y_budget(c)) << v << ' ' << implementation.name;
+        }
+      }
+    }
+  }
+}
+
 // rstd is 0, or so large that every element but zero becomes infinite.
 TEST(Rescue, StatisticsBeyondTheComputeType) {
   for (const DType t : all_dtypes) {

@@ -58,6 +58,36 @@ TEST(RowScale, KeepsTheBitsOfSmallGradients) {
   }
 }
 
+// x rstd and g rstd are 0.98 and 0.97 of the largest float, and their product with dy or x is
+// small.
+TEST(RowScale, GradientsBelowTheLargestNumberDoNotOverflow) {
+  const float x[1] = {-0.03335f}, dy[1] = {0.033f}, weight[1] = {1};
+  const double mean_square = 1e-80;
+  float dx[1], dweight[1];
+  double d_mean_square = 0;
+  rmsnorm::BackwardParams p;
+  p.x = rmsnorm::matrix(x, 1, 1);
+  p.dy = rmsnorm::matrix(dy, 1, 1);
+  p.weight = rmsnorm::vector(weight, 1);
+  p.mean_square = rmsnorm::vector(&mean_square, 1);
+  p.dx = rmsnorm::matrix(dx, 1, 1);
+  p.dweight = rmsnorm::vector(dweight, 1);
+  p.d_mean_square = rmsnorm::vector(&d_mean_square, 1);
+  p.eps = 0;
+  alignas(64) unsigned char workspace[4096];
+  p.workspace = workspace;
+  p.workspace_bytes = sizeof(workspace);
+  ASSERT_LE(rmsnorm::cpu::backward_workspace(p), p.workspace_bytes);
+  for (const Isa isa : available_isas()) {
+    dx[0] = dweight[0] = 0;
+    ASSERT_TRUE(rmsnorm::cpu::backward(p, 0, 1, isa).ok());
+    ASSERT_TRUE(rmsnorm::cpu::backward_reduce(p, 0, 1, isa).ok());
+    EXPECT_NEAR(dweight[0] / (dy[0] * x[0] * 1e40), 1, 0x1p-22) << name(isa);
+    EXPECT_NEAR(dx[0] / (dy[0] * 1e40), 1, 0x1p-22) << name(isa);
+    EXPECT_NEAR(d_mean_square / (-0.5 * x[0] * dy[0] * 1e120), 1, 0x1p-22) << name(isa);
+  }
+}
+
 // 1 / sqrt(eps) is beyond floats, and zero times infinity is no zero.
 TEST(RowScale, RowsOfZerosAreZeroUnderAnyPositiveEpsilon) {
   for (const double eps : {1e-300, 1e-80, 1e-40, 1e-6, 1e100}) {
