@@ -69,8 +69,14 @@ bool is_torch(const ArrayView& view) {
 }
 
 // The module whose functions take a call to the operators; kept for the life of the process.
+// Two threads may import it at once: a static that the import initialises would let one wait for
+// the other without giving up the GIL, which the import needs.
 nb::handle operators() {
-  static PyObject* const module = nb::module_::import_("rmsnorm.torch.dispatch").release().ptr();
+  static PyObject* module = nullptr;
+  if (module == nullptr) {
+    nb::object imported = nb::module_::import_("rmsnorm.torch.dispatch");
+    module = imported.release().ptr();
+  }
   return module;
 }
 
@@ -92,7 +98,6 @@ bool is_differentiable(const Call& call, nb::handle stream) {
 
 nb::object differentiable_rms_norm(Call& call, nb::handle rounding, std::optional<DType> out_dtype,
                                    bool with_rstd) {
-  read_memory(call);
   const nb::handle dtype =
       out_dtype ? nb::handle(torch()->dtypes[static_cast<int>(*out_dtype)]) : nb::handle(Py_None);
   return operators().attr("rms_norm")(with_rstd, call.x.source, or_none(call.weight),
@@ -101,7 +106,6 @@ nb::object differentiable_rms_norm(Call& call, nb::handle rounding, std::optiona
 }
 
 nb::object differentiable_add_rms_norm(Call& call, nb::handle rounding, bool with_rstd) {
-  read_memory(call);
   return operators().attr("add_rms_norm")(
       with_rstd, call.x.source, call.residual.source, or_none(call.weight), or_none(call.bias),
       call.eps, call.first_axis() - call.x.rank, call.weight_offset, rounding, call.round_residual);

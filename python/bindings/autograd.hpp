@@ -18,7 +18,7 @@ namespace nb = nanobind;
 bool is_differentiable(const Call& call, nb::handle stream);
 
 // What the operators return, which the results of the functions are. Options are those of the call,
-// which has been read but for the memory of its arrays.
+// whose x has a first axis.
 nb::object differentiable_rms_norm(Call& call, nb::handle rounding, std::optional<DType> out_dtype,
                                    bool with_rstd);
 nb::object differentiable_add_rms_norm(Call& call, nb::handle rounding, bool with_rstd);

@@ -7,6 +7,7 @@
 #include <rmsnorm/contract.hpp>
 
 #include "array_view.hpp"
+#include "frameworks.hpp"
 
 namespace rmsnorm::python {
 
@@ -102,11 +103,13 @@ void refuse_negative_bits(const Call& call);
 
 // The second step of reading arrays, for all of a call.
 inline void read_memory(Call& call) {
+  const unsigned lookups_before = foreign_lookups;
   bool may_be_negated = false;
   call.for_each_array([&](Argument, ArrayView& view) {
     if (view.pending == Pending::memory) may_be_negated |= read_memory(view);
   });
   if (may_be_negated) refuse_negative_bits(call);
+  if (foreign_lookups != lookups_before) require_unmoved(call);
 }
 
 inline const ArrayView* Call::array(Argument argument) const {

@@ -24,11 +24,13 @@ std::string formatted(const char* format, va_list arguments) {
   return text;
 }
 
-// As Python prints a tuple of integers.
+// As Python prints a tuple of integers; of a long one the beginning and its length.
 std::string tuple_text(const std::int64_t* values, int count) {
+  constexpr std::size_t longest = 48;
   std::string text = "(";
   for (int i = 0; i < count; ++i) {
     if (i > 0) text += ", ";
+    if (text.size() > longest) return text + "...), " + std::to_string(count) + " dimensions";
     text += std::to_string(values[i]);
   }
   return text + (count == 1 ? ",)" : ")");
@@ -268,8 +270,8 @@ void raise_status(const Status& status, const Call& call) {
             shape_text(*view).c_str());
     case Code::self_overlap:
       raise(PyExc_ValueError,
-            "%s: its elements share memory (shape %s, strides %s, as a broadcast array has); "
-            "expected one place for each element",
+            "%s: its elements share memory, as those of a broadcast array do, or its dimensions "
+            "interleave (shape %s, strides %s); expected one place for each element",
             name, shape_text(*view).c_str(), strides_text(*view).c_str());
     case Code::overlap:
       raise(PyExc_ValueError,

@@ -107,13 +107,27 @@ nb::object from_dlpack_of_namespace(nb::handle source) {
   }
 }
 
+nb::object import_by(nb::handle importer, nb::handle exported) {
+  try {
+    return importer(exported);
+  } catch (nb::python_error& error) {
+    if (!refuses_arguments(error)) throw;
+  }
+  // Functions from before the protocol take the capsule.
+  return importer(exported.attr("__dlpack__")());
+}
+
 }  // namespace
 
 nb::object export_array(const ArrayView& view, const Placement& placement) {
-  if (!placement.on_cuda) return nb::cast(ExportedArray(view, nullptr));
+  if (!placement.on_cuda) return export_unwritten(view);
   DeviceMemory& memory = device_memory_in(view.owner);
   memory.written();
   return nb::cast(ExportedArray(view, &memory));
+}
+
+nb::object export_unwritten(const ArrayView& view) {
+  return nb::cast(ExportedArray(view, nullptr));
 }
 
 nb::object importer_of(nb::handle source) {
@@ -132,12 +146,11 @@ nb::object importer_of(nb::handle source) {
 nb::object imported_array(nb::handle importer, nb::object exported) {
   if (importer.is_none()) return exported;
   try {
-    return importer(exported);
+    return import_by(importer, exported);
   } catch (nb::python_error& error) {
-    if (!refuses_arguments(error)) throw;
+    raise_from(error, PyExc_RuntimeError, "result: the from_dlpack of x's library failed for %s",
+               str_text(exported).c_str());
   }
-  // Functions from before the protocol take the capsule.
-  return importer(exported.attr("__dlpack__")());
 }
 
 void define_exported_array(nb::module_& m) {

@@ -19,7 +19,9 @@ nb::object find_attribute(nb::handle object, const char* name) {
 
 bool refuses_arguments(const nb::python_error& error) {
   if (!error.matches(PyExc_TypeError)) return false;
-  if (!find_attribute(error.value(), "__cause__").is_none()) return false;
+  // The exception's own members: its class may have others of the same names.
+  const nb::object cause = nb::steal(PyException_GetCause(error.value().ptr()));
+  if (cause.is_valid()) return false;
   const nb::handle traceback = error.traceback();
   if (!traceback.is_valid() || find_attribute(traceback, "tb_next").is_none()) return true;
   const nb::object text = nb::steal(PyObject_Str(error.value().ptr()));

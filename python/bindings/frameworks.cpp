@@ -101,6 +101,7 @@ bool has_known_abi(PyTypeObject* ndarray) {
 
 NumPy found_numpy;
 Torch found_torch;
+unsigned foreign_lookups = 0;
 
 const NumPy* find_numpy() {
   References references;
@@ -213,6 +214,7 @@ PyObject* torch_proxy_mode() {
 
 PyObject* ml_dtypes_bfloat16() {
   static PyTypeObject* cached = nullptr;
+  if (cached == nullptr) ++foreign_lookups;
   return as_object(type_once(cached, "ml_dtypes", "bfloat16")).ptr();
 }
 
@@ -220,6 +222,7 @@ PyObject* numpy_dtype(DType t) {
   static PyObject* cached[dtype_count] = {};
   PyObject*& dtype = cached[static_cast<int>(t)];
   if (dtype != nullptr) return dtype;
+  ++foreign_lookups;
   References references;
   const nb::handle make = references.attribute(imported("numpy"), "dtype");
   PyObject* scalar = t == DType::bf16 ? ml_dtypes_bfloat16() : nullptr;

@@ -96,8 +96,10 @@ const Jax* jax();
 // What returns the mode by which torch's make_fx records, or None; null while it is not imported.
 PyObject* torch_proxy_mode();
 
-// The scalar type of NumPy arrays that hold bfloat16.
+// The scalar type of NumPy arrays that hold bfloat16. The lookup may run code of the module's,
+// which foreign_lookups counts: arrays that have been read may have moved since.
 PyObject* ml_dtypes_bfloat16();
+extern unsigned foreign_lookups;
 
 // The NumPy dtype object for t; null for bfloat16 while ml_dtypes is not imported.
 PyObject* numpy_dtype(DType t);

@@ -1,5 +1,6 @@
 #include "function.hpp"
 
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -53,10 +54,15 @@ void bind(const Function& function, PyObject* const* arguments, Py_ssize_t given
   if (given > definition.positional) raise_too_many(definition, arguments, given);
   std::memcpy(values, function.defaults, sizeof(function.defaults));
   for (Py_ssize_t i = 0; i < given; ++i) values[i] = arguments[i];
+  static_assert(max_parameters <= 32, "one bit for each");
+  std::uint32_t named = 0;
   const Py_ssize_t keyword_count = keywords == nullptr ? 0 : NB_TUPLE_GET_SIZE(keywords);
   for (Py_ssize_t i = 0; i < keyword_count; ++i) {
     const int index = index_of(function, NB_TUPLE_GET_ITEM(keywords, i));
-    if (index < given) raise_given_twice(definition, index);
+    if (index < given) raise_given_twice(definition, index, "by position and by keyword");
+    const std::uint32_t bit = std::uint32_t{1} << index;
+    if ((named & bit) != 0) raise_given_twice(definition, index, "twice by keyword");
+    named |= bit;
     values[index] = arguments[given + i];
   }
   for (Py_ssize_t i = given; i < definition.positional; ++i)
@@ -88,22 +94,32 @@ PyObject* result_of(Make make) {
   return nullptr;
 }
 
-// A call keeps up to 20 KiB on the stack, which Python's own limit of 1000 nested calls does not
-// take into account: an array's __dlpack__ may call the functions again.
+// A call keeps 10 to 25 KiB on the stack, which Python's own limit of 1000 nested calls does not
+// take into account: an array's __dlpack__ may call the functions again. 384 KiB are 37 calls of
+// rms_norm within each other, or 15 of rms_norm_backward, and fit a thread of 512 KiB.
 class Nesting {
  public:
   Nesting() {
-    if (depth == deepest)
-      raise(PyExc_RecursionError, "rmsnorm: more than %d calls, each within another", deepest);
-    ++depth;
+    const char here = 0;
+    const auto address = reinterpret_cast<std::uintptr_t>(&here);
+    if (outermost == 0) {
+      outermost = address;
+      is_outermost_ = true;
+    } else if (outermost - address > most_bytes) {  // stacks grow downwards
+      raise(PyExc_RecursionError, "rmsnorm: calls within each other take more than %d KiB of stack",
+            static_cast<int>(most_bytes / 1024));
+    }
   }
   Nesting(const Nesting&) = delete;
   Nesting& operator=(const Nesting&) = delete;
-  ~Nesting() { --depth; }
+  ~Nesting() {
+    if (is_outermost_) outermost = 0;
+  }
 
  private:
-  static constexpr int deepest = 64;
-  static inline thread_local int depth = 0;
+  static constexpr std::uintptr_t most_bytes = 384 * 1024;
+  static inline thread_local std::uintptr_t outermost = 0;
+  bool is_outermost_ = false;
 };
 
 PyObject* call(PyObject* self, PyObject* const* arguments, std::size_t count, PyObject* keywords) {
@@ -169,7 +185,7 @@ PyObject* get_annotations(PyObject* self, void*) {
 
 // The type has this one as well, and a descriptor of the same name would hide it.
 PyObject* get_attribute(PyObject* self, PyObject* name) {
-  if (PyUnicode_CompareWithASCIIString(name, "__module__") == 0)
+  if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "__module__") == 0)
     return PyUnicode_FromString(package);
   return PyObject_GenericGetAttr(self, name);
 }

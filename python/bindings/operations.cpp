@@ -130,8 +130,11 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
   const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
-  if (is_differentiable(call, stream))
+  if (is_differentiable(call, stream)) {
+    read_memory(call);
+    require_axis(call);
     return differentiable_rms_norm(call, rounding, dtype, with_rstd);
+  }
   const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
@@ -139,6 +142,7 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
   if (with_rstd)
     rstd.allocate(placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+  try_imports(call, {&y, &rstd});
   run<ForwardParams>(call, placement);
   count_writes({&y});
   if (!with_rstd) return y.take();
@@ -161,8 +165,11 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   sum.accept(residual_out, "residual_out");
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
-  if (is_differentiable(call, stream))
+  if (is_differentiable(call, stream)) {
+    read_memory(call);
+    require_axis(call);
     return differentiable_add_rms_norm(call, rounding, with_rstd);
+  }
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 
@@ -171,6 +178,7 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
     sum.allocate(placement, promote(call.x.dtype, call.residual.dtype), call.x.sizes, call.x.rank);
   if (with_rstd)
     rstd.allocate(placement, dtype_of_statistics(call), call.x.sizes, call.first_axis());
+  try_imports(call, {&y, &sum, &rstd});
   run<ForwardParams>(call, placement);
   count_writes({&y, &sum});
   if (!with_rstd) return nb::make_tuple(y.take(), sum.take());
@@ -206,8 +214,9 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   read_norm_options(call, weight, bias, eps, weight_offset, rounding);
   call.axis = read_integer(axis, "axis");
   y.accept(out, "out");
+  const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
   const Placement placement = require_usable(call, stream);
-  const DType y_dtype = dtype_of_result(call, y, read_dtype(out_dtype, "out_dtype"));
+  const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
 
   if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
@@ -250,14 +259,19 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
   require_axis(call);
 
   if (!dx.accepted()) dx.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
-  if (with_dweight && !dweight.accepted())
+  if (with_dweight && !dweight.accepted()) {
+    // What is no weight of this x may claim more elements than any memory has.
+    const Status status = check_shape(call, Argument::weight);
+    if (!status.ok()) raise_status(status, call);
     dweight.allocate(placement, call.weight.dtype, call.weight.sizes, call.weight.rank);
+  }
   const int first = call.first_axis();
   if (with_dbias && !dbias.accepted())
     dbias.allocate(placement, call.weight.present() ? call.weight.dtype : call.x.dtype,
                    call.x.sizes + first, call.x.rank - first);
   if (call.mean_square.present())
     d_mean_square.allocate(placement, call.mean_square.dtype, call.x.sizes, first);
+  try_imports(call, {&dx, &dweight, &dbias, &d_mean_square});
   run<BackwardParams>(call, placement);
   count_writes({&dx, &dweight, &dbias});
   nb::object results[] = {dx.take(), with_dweight ? dweight.take() : nb::none(),

@@ -34,6 +34,10 @@ Follows follows(Argument argument) {
   }
 }
 
+int expected_rank(const Call& call, Follows rule) {
+  return rule == Follows::rows ? call.first_axis() : call.x.rank;
+}
+
 bool has_elements(const ArrayView& view) {
   return std::find(view.sizes, view.sizes + view.rank, 0) == view.sizes + view.rank;
 }
@@ -50,19 +54,17 @@ class Merge {
   Status add(Argument argument) {
     const ArrayView& view = *call_.array(argument);
     if (!view.present()) return {};
+    const Status status = check_shape(call_, argument);
+    if (!status.ok()) return status;
     const ArrayView& x = call_.x;
     const Follows rule = follows(argument);
-    const int rank = rule == Follows::rows ? axis_ : x.rank;
-    const int skipped = rank - view.rank;  // leading dimensions that broadcasting adds
-    if (skipped < 0 || skipped > (rule == Follows::broadcast ? axis_ : 0))
-      return {Code::invalid_rank, argument};
+    const int rank = expected_rank(call_, rule);
+    const int skipped = rank - view.rank;
     Walk& walk = walks_[count_];
     for (int d = 0; d < x.rank; ++d) walk.set(d, 0, rule == Follows::broadcast && d < axis_);
     for (int d = skipped; d < rank; ++d) {
       const std::int64_t size = view.sizes[d - skipped], stride = view.strides[d - skipped];
-      if (size == 1 && walk.stretched[d]) continue;
-      if (size != x.sizes[d]) return {Code::invalid_size, argument};
-      if (!is_walked(view)) continue;
+      if ((size == 1 && walk.stretched[d]) || !is_walked(view)) continue;
       const bool repeats = walk.stretched[d] && stride == 0 && is_free_to_stretch(argument);
       walk.set(d, size == 1 ? 0 : stride, repeats);
     }
@@ -181,6 +183,21 @@ Status make_tensors(const Call& call, Params& p) {
 }
 
 }  // namespace
+
+Status check_shape(const Call& call, Argument argument) {
+  const ArrayView &x = call.x, &view = *call.array(argument);
+  const Follows rule = follows(argument);
+  const int rank = expected_rank(call, rule);
+  const int stretchable = rule == Follows::broadcast ? call.first_axis() : 0;
+  const int skipped = rank - view.rank;  // leading dimensions that broadcasting adds
+  if (skipped < 0 || skipped > stretchable) return {Code::invalid_rank, argument};
+  for (int d = skipped; d < rank; ++d) {
+    const std::int64_t size = view.sizes[d - skipped];
+    if (size != x.sizes[d] && !(size == 1 && d < stretchable))
+      return {Code::invalid_size, argument};
+  }
+  return {};
+}
 
 Status make_parameters(const Call& call, ForwardParams& p) {
   p.rounding = call.rounding;

@@ -59,7 +59,10 @@ nb::object new_torch(const ArrayView& like, DType dtype, const std::int64_t* siz
     PyObject* arguments[] = {like.source.ptr()};
     return checked(PyObject_Vectorcall(torch()->empty_like, arguments, 1, nullptr));
   }
-  static PyObject* const keywords = PyTuple_Pack(1, PyUnicode_InternFromString("dtype"));
+  // A tuple's allocation may collect garbage, and thereby run code that waits for other threads.
+  static PyObject* keywords = nullptr;
+  if (keywords == nullptr)
+    keywords = checked(PyTuple_Pack(1, PyUnicode_InternFromString("dtype"))).release().ptr();
   nb::object shape = shape_tuple(sizes, rank);
   PyObject* arguments[] = {like.source.ptr(), shape.ptr(),
                            torch()->dtypes[static_cast<int>(dtype)]};
@@ -87,7 +90,9 @@ nb::object new_cupy(const ArrayView& like, DType dtype, const std::int64_t* size
 }
 
 nb::object host_memory(std::int64_t bytes, void** data) {
-  *data = ::operator new(static_cast<std::size_t>(bytes), xla_alignment);
+  *data = ::operator new(static_cast<std::size_t>(bytes), xla_alignment, std::nothrow);
+  if (*data == nullptr)
+    raise(PyExc_MemoryError, "result: allocating %lld bytes failed", static_cast<long long>(bytes));
   return nb::capsule(*data, [](void* p) noexcept { ::operator delete(p, xla_alignment); });
 }
 
@@ -205,8 +210,22 @@ nb::object Output::take() {
   return imported_array(importer_, export_array(view_, placement_));
 }
 
+void Output::try_import() const { imported_array(importer_, export_unwritten(view_)); }
+
 PyObject* Output::written_tensor() const {
   return !allocated_ && view_.framework == Framework::torch ? array_.ptr() : nullptr;
+}
+
+void try_imports(const Call& call, std::initializer_list<const Output*> outputs) {
+  bool writes_to_caller = false, imports = false;
+  for (const Output* output : outputs) {
+    writes_to_caller = writes_to_caller || output->accepted();
+    imports = imports || output->is_imported();
+  }
+  if (!writes_to_caller || !imports) return;
+  for (const Output* output : outputs)
+    if (output->is_imported()) output->try_import();
+  require_unmoved(call);
 }
 
 void count_writes(std::initializer_list<const Output*> outputs) {

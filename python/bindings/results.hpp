@@ -30,6 +30,12 @@ class Output {
 
   nb::object take();
 
+  // Whether another library makes the array that take() returns of memory of ours.
+  bool is_imported() const { return importer_.is_valid() && !importer_.is_none(); }
+
+  // Has that library make an array as take() will, and gives it up. Raises what it raises.
+  void try_import() const;
+
   // The caller's torch tensor, null for any other output.
   PyObject* written_tensor() const;
 
@@ -46,6 +52,10 @@ class Output {
   nb::object importer_;
   Placement placement_;
 };
+
+// For calls that write to memory of the caller's and have results that another library makes of
+// memory of ours: whether it can is found out before anything is written.
+void try_imports(const Call& call, std::initializer_list<const Output*> outputs);
 
 // Counts the writes to the callers' torch tensors among these, once they were written. Autograd
 // finds by a tensor's version that a value saved for the backward pass was overwritten, and raises

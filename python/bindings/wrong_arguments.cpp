@@ -102,13 +102,16 @@ bool is_number(nb::handle value) {
 }
 
 // Returns "rms_norm(x, weight, eps=1e-05)" for the number at this position, where integers are
-// axes, and nothing for other values and for functions without options.
+// axes, and nothing for other values, for numbers longer than any that is meant, and for functions
+// without options.
 std::string call_with_keyword(const Definition& function, nb::handle value, int position) {
   return hint([&]() -> std::string {
     if (!has(function, "eps") || !is_number(value)) return {};
     const char* keyword = PyLong_Check(value.ptr()) ? "axis" : "eps";
+    const std::string number = str_text(value);
+    if (number.size() > 24) return {};
     return std::string(function.texts.name) + "(" + names_of(function, 0, position) + ", " +
-           keyword + "=" + str_text(value) + ")";
+           keyword + "=" + number + ")";
   });
 }
 
@@ -122,9 +125,9 @@ void raise_unknown_keyword(const Definition& function, nb::handle keyword) {
   raise(PyExc_TypeError, "%s", (text + names_of(function, 0, function.count)).c_str());
 }
 
-void raise_given_twice(const Definition& function, int parameter) {
-  raise(PyExc_TypeError, "%s: was given to %s by position and by keyword",
-        function.parameters[parameter].name, function.texts.name);
+void raise_given_twice(const Definition& function, int parameter, const char* how) {
+  raise(PyExc_TypeError, "%s: was given to %s %s", function.parameters[parameter].name,
+        function.texts.name, how);
 }
 
 void raise_missing(const Definition& function, int parameter) {

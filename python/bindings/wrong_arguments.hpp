@@ -8,7 +8,7 @@
 namespace rmsnorm::python {
 
 [[noreturn]] void raise_unknown_keyword(const Definition& function, nb::handle keyword);
-[[noreturn]] void raise_given_twice(const Definition& function, int parameter);
+[[noreturn]] void raise_given_twice(const Definition& function, int parameter, const char* how);
 [[noreturn]] void raise_missing(const Definition& function, int parameter);
 
 // `given` arguments came by position, more than the function takes.

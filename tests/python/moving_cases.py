@@ -7,12 +7,14 @@ reading it is a crash.
 
 import gc
 import itertools
+import sys
+import types
 
 import isolation
 import numpy as np
 import rmsnorm
 import torch
-from floats import F32
+from floats import BF16, F32
 from hostile_arrays import Producer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -179,6 +181,53 @@ def _():
 
     members = {"__module__": "numpy", "isnative": property(native), "name": "float64"}
     run(rmsnorm.rms_norm, {"x": x, "out_dtype": type("dtype", (), members)()})
+
+
+class MovingName:
+    """A dtype's name that moves an array as it is asked for."""
+
+    __name__ = "float32"
+
+    def __init__(self, move):
+        self.move = move
+
+    @property
+    def __module__(self):
+        self.move()
+        return "numpy"
+
+
+@case("the dtype that out_dtype is asked for moves each array of a call with out")
+def _():
+    for operation, function in (("rms_norm", rmsnorm.rms_norm), ("apply", rmsnorm.rms_norm_apply)):
+        for name in large(operation):
+            for move in NUMPY_MOVES.values():
+                arguments = large(operation)
+                moving = MovingName(lambda a=arguments[name], move=move: move(a))
+                run(function, {**arguments, "out_dtype": moving})
+
+
+@case("the module that is asked for bfloat16 moves an array that has been read")
+def _():
+    real = sys.modules["ml_dtypes"]
+    x, out = np.ones((ROWS, COLUMNS), F32), np.zeros((ROWS, COLUMNS), F32)
+    weight = np.ones(COLUMNS, BF16)
+
+    class Moving(types.ModuleType):
+        def __getattr__(self, name):
+            x.resize(0, refcheck=False)
+            return getattr(real, name)
+
+    sys.modules["ml_dtypes"] = Moving("ml_dtypes")
+    try:
+        rmsnorm.rms_norm(x, weight, out=out)
+    except ValueError as error:
+        assert str(error).startswith("x: its memory"), error
+    else:
+        raise AssertionError("the call was not refused")
+    finally:
+        sys.modules["ml_dtypes"] = real
+    assert not out.any()
 
 
 # ---- other arrays ----

@@ -194,6 +194,29 @@ def test_strange_keywords(keyword):
     text.encode()
 
 
+def test_a_keyword_that_comes_twice():
+    class Other(str):
+        """Of another hash, so that a dictionary holds both."""
+
+        __hash__ = object.__hash__
+
+    text = message_of(TypeError, rmsnorm.rms_norm, X, **{Other("eps"): 1e3, "eps": 0.0})
+    assert text == "eps: was given to rms_norm twice by keyword"
+
+
+def test_long_numbers_and_long_shapes():
+    for number in (10**79, 10**4000, 1e-5):
+        text = message_of(TypeError, rmsnorm.rms_norm_backward, X, X, None, None, number)
+        assert text.startswith("rms_norm_backward: expected at most 4") and len(text) < 310
+    ones = np.ones((1,) * 64, np.float32)
+    text = message_of(ValueError, rmsnorm.rms_norm, ones, np.ones(2, np.float32))
+    assert text.startswith("weight: expected shape (1,), or with leading dimensions that broadcast")
+    assert "1, ...), 64 dimensions, got (2,)" in text and len(text) < 310
+    wide = np.lib.stride_tricks.as_strided(X, (2**14,) * 4, (0,) * 4)
+    text = message_of(ValueError, rmsnorm.rms_norm, X, out=wide)
+    assert "got (16384, 16384, 16384, 16384)" in text and len(text) < 310
+
+
 def test_dtypes_of_long_names():
     fields = np.dtype([(f"field{i}", "f4") for i in range(10_000)])
     text = message_of(TypeError, rmsnorm.rms_norm, np.zeros(3, fields))

@@ -221,14 +221,45 @@ def test_what_a_module_imported_from_elsewhere_is_not_its_own(package):
     assert type(rmsnorm.rms_norm(package.kind(sample((3, 40))))) is rmsnorm.ExportedArray
 
 
-def test_the_error_of_a_from_dlpack_comes_out():
-    class Failing(Producer):
+class Failing(Producer):
+    @classmethod
+    def from_dlpack(cls, producer):
+        raise BufferError("this library takes no float32")
+
+
+def test_the_error_of_a_from_dlpack_is_the_cause():
+    with pytest.raises(RuntimeError, match=r"^result: the from_dlpack of x's library failed") as e:
+        rmsnorm.rms_norm(Failing(sample((3, 40))))
+    assert str(e.value.__cause__) == "this library takes no float32"
+
+
+def test_nothing_is_written_where_a_from_dlpack_fails():
+    x, residual = Failing(sample((3, 40))), sample((3, 40), F32, 1)
+    out, sums = (np.full((3, 40), 7, F32) for _ in range(2))
+    for call in (
+        lambda: rmsnorm.rms_norm(x, out=out, return_rstd=True),
+        lambda: rmsnorm.add_rms_norm(x, residual, out=out),
+        lambda: rmsnorm.add_rms_norm(x, residual, residual_out=sums),
+        lambda: rmsnorm.add_rms_norm(x, residual, out=out, residual_out=sums, return_rstd=True),
+        lambda: rmsnorm.rms_norm_backward(residual, x, sample(40, F32), dx_out=out),
+        lambda: rmsnorm.rms_norm_backward(residual, x, dbias_out=out[0]),
+    ):
+        with pytest.raises(RuntimeError, match=r"^result: the from_dlpack of x's library failed"):
+            call()
+        assert (out == 7).all() and (sums == 7).all()
+    assert rmsnorm.rms_norm(x, out=out) is out
+
+
+def test_the_importer_of_a_second_result_moves_out():
+    class Moving(Producer):
         @classmethod
         def from_dlpack(cls, producer):
-            raise BufferError("this library takes no float32")
+            out.resize(0, refcheck=False)
+            return np.from_dlpack(producer)
 
-    with pytest.raises(BufferError, match="takes no float32"):
-        rmsnorm.rms_norm(Failing(sample((3, 40))))
+    out = np.full((16, 1024), 7, F32)
+    with pytest.raises(ValueError, match=r"^out: its memory, shape or dtype changed"):
+        rmsnorm.rms_norm(Moving(sample((16, 1024))), out=out, return_rstd=True)
 
 
 def test_tvm_ffi():

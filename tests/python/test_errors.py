@@ -127,3 +127,15 @@ def test_a_size_of_zero_beside_the_largest_ones(shape, axis):
 
 def test_the_mean_square_of_no_rows_of_any_number():
     assert rmsnorm.mean_square(torch.empty(0, 2**31, 2**31)).shape == (0, 2**31)
+
+
+def test_a_weight_of_more_elements_than_any_memory():
+    """Its gradient would have as many."""
+    x = np.ones((3, 8), F32)
+    weight = np.lib.stride_tricks.as_strided(np.ones(8, F32), (2**40, 8), (0, 4))
+    for call in (
+        lambda: rmsnorm.rms_norm(x, weight),
+        lambda: rmsnorm.rms_norm_backward(x, x, weight),
+    ):
+        with pytest.raises(ValueError, match=r"^weight: expected .*, got \(1099511627776, 8\)$"):
+            call()

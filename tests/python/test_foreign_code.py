@@ -93,6 +93,58 @@ def test_endless_calls_within_calls(code):
     assert (result.returncode, result.stdout) == (0, "refused\n"), result.stderr
 
 
+def test_endless_calls_within_calls_on_a_small_stack():
+    result = in_a_process("""
+        import threading
+        import numpy as np, rmsnorm
+
+        x = np.ones(8, np.float32)
+
+        class Endless:
+            def __init__(self, call):
+                self.call = call
+            def __dlpack_device__(self):
+                return (1, 0)
+            def __dlpack__(self, **options):
+                return self.call(self)
+
+        def run(call):
+            try:
+                call(Endless(call))
+            except RecursionError as error:
+                print(error)
+
+        threading.stack_size(512 * 1024)
+        for call in rmsnorm.rms_norm, lambda array: rmsnorm.rms_norm_backward(array, x):
+            thread = threading.Thread(target=run, args=(call,))
+            thread.start()
+            thread.join()
+    """)
+    expected = "rmsnorm: calls within each other take more than 384 KiB of stack\n"
+    assert (result.returncode, result.stdout) == (0, 2 * expected), result.stderr
+
+
+def test_two_threads_import_the_operators_at_once():
+    """Their first calls with tensors that require grad, which import rmsnorm.torch."""
+    result = in_a_process("""
+        import threading
+        import rmsnorm, torch
+
+        def run():
+            barrier.wait()
+            rmsnorm.rms_norm(torch.ones(2, 8, requires_grad=True)).sum().backward()
+
+        barrier = threading.Barrier(4)
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("done")
+    """)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
 def test_a_failed_export_is_tried_once_at_each_depth():
     """A TypeError may also say that __dlpack__ does not know a keyword, and is not tried again for
     what an array within it raised."""
@@ -356,3 +408,15 @@ def test_the_library_of_a_type_whose_module_is_no_name(name):
     x = np.linspace(-1, 2, 8, dtype=np.float32)
     y = rmsnorm.rms_norm(kind(x))
     np.testing.assert_array_equal(np.from_dlpack(y), rmsnorm.rms_norm(x))
+
+
+def test_an_exception_whose_class_hides_its_cause():
+    class Hiding(TypeError):
+        __cause__ = property(lambda self: {}["cause"])
+
+    class Failing(Producer):
+        def __dlpack__(self, **options):
+            raise Hiding
+
+    with pytest.raises(TypeError, match=r"^x: its __dlpack__ failed"):
+        rmsnorm.rms_norm(Failing(np.ones(8, np.float32)))

@@ -376,6 +376,20 @@ def test_torch_out_counts_as_written():
         assert rmsnorm.rms_norm(y, out=y) is y
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("axis", [-3, 2, 3, 5, 2**31 - 1, -(2**31)])
+def test_torch_axis_is_checked(axis, requires_grad):
+    x = torch.ones(3, 8, requires_grad=requires_grad)
+    text = rf"^axis: expected -2 <= axis < 2 for x of shape \(3, 8\), got {axis}$"
+    for call in (
+        lambda: rmsnorm.rms_norm(x, axis=axis),
+        lambda: rmsnorm.rms_norm(x, axis=axis, return_rstd=True),
+        lambda: rmsnorm.add_rms_norm(x, x, axis=axis),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
 def test_torch_trace_is_refused():
     with pytest.raises(RuntimeError, match="torch.jit.trace"):
         torch.jit.trace(lambda t: rmsnorm.rms_norm(t), torch.ones(2, 4), check_trace=False)

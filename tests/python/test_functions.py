@@ -190,6 +190,12 @@ def test_an_attribute_of_a_class_stays_the_function():
     assert_same_bits(Model().norm(x), rmsnorm.rms_norm(x))
 
 
+@pytest.mark.parametrize("name", [b"__module__", (), 10**30, object(), None], ids=repr)
+def test_names_of_attributes_are_strings(name):
+    with pytest.raises(TypeError, match="attribute name must be string"):
+        rmsnorm.rms_norm.__getattribute__(name)
+
+
 def test_jax_can_trace_it_as_far_as_the_error():
     with pytest.raises(TypeError, match="^x: is a traced value"):
         jax.jit(rmsnorm.rms_norm)(np.ones((2, 8), F32))

@@ -412,6 +412,17 @@ TABLE = {
         ValueError,
         r"^out\b.*(share|overlap)",
     ),
+    "out whose dimensions interleave": (
+        "rms_norm",
+        {
+            "x": np.ones((2, 3), F32),
+            "weight": None,
+            "bias": None,
+            "out": np.lib.stride_tricks.as_strided(np.full(9, 7, F32), (2, 3), (12, 8)),
+        },
+        ValueError,
+        r"^out: its elements share memory.*or its dimensions interleave \(shape \(2, 3\), strides",
+    ),
     "broadcast residual_out": (
         "add",
         {"residual_out": np.lib.stride_tricks.as_strided(np.full(8, 7, F32), (3, 8), (0, 4))},
