@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
 _any_requires_grad = torch._C._any_requires_grad
-_modes_before_dispatch = torch._ops._len_torch_dispatch_stack_pre_dispatch
+_modes_before_dispatch: Callable[[], int] = torch._ops._len_torch_dispatch_stack_pre_dispatch
 
 
 def is_eager(x: Tensor, *tensors: Tensor | None) -> bool:
