@@ -15,6 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import formula, operators
+from .arguments import check_add_rms_norm, check_rms_norm, check_rms_norm_backward
 from .eager import is_eager, requires_grad
 from .registration import implementations
 
@@ -177,6 +178,7 @@ def _register(
     kernel: Callable[..., Any],
     save: Callable[..., None],
     backward: Callable[..., tuple[Gradient, ...]],
+    check: Callable[..., None],
     by_formula: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Makes an operator differentiable; returns the function that goes past the dispatcher.
@@ -224,6 +226,7 @@ def _register(
 
     def autograd(keys: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
+            check(*inputs)
             return by_formula(*inputs)
         if not requires_grad(*inputs):
             return below_autograd(keys, *inputs)
@@ -237,8 +240,24 @@ def _register(
     return apply
 
 
-apply_rms_norm = _register(operators.rms_norm, _save_rms_norm, _rms_norm_backward, formula.rms_norm)
-apply_add_rms_norm = _register(
-    operators.add_rms_norm, _save_add_rms_norm, _add_rms_norm_backward, formula.add_rms_norm
+apply_rms_norm = _register(
+    operators.rms_norm,
+    _save_rms_norm,
+    _rms_norm_backward,
+    check_rms_norm,
+    formula.rms_norm,
 )
-_register(operators.rms_norm_backward, _save_gradients, _gradients_backward, _gradients_formula)
+apply_add_rms_norm = _register(
+    operators.add_rms_norm,
+    _save_add_rms_norm,
+    _add_rms_norm_backward,
+    check_add_rms_norm,
+    formula.add_rms_norm,
+)
+_register(
+    operators.rms_norm_backward,
+    _save_gradients,
+    _gradients_backward,
+    check_rms_norm_backward,
+    _gradients_formula,
+)
