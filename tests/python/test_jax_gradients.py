@@ -192,7 +192,7 @@ def test_without_implied_ranks_and_dtypes(round_residual):
             options = {"weight_offset": 1.0, "round_residual": round_residual}
             y, total = rmsnorm.jax.add_rms_norm(x, residual, weight, bias, **options)
             y = rmsnorm.jax.rms_norm(total, weight) + y.astype(total.dtype)
-            return jnp.sum(y**3) + jnp.sum(total**3)
+            return jnp.mean(jnp.sin(y)) + jnp.mean(jnp.sin(total))
 
         first = jax.grad(loss, (0, 1, 2, 3))
         where = tuple(range(len(arrays)))
