@@ -31,7 +31,8 @@ def _sum(x: Tensor, residual: Tensor | None, compute: torch.dtype) -> Tensor:
     return x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
 
 
-# Rows whose largest magnitude is in this range, which is that of float16, stay as they are.
+# Rows whose largest magnitude is in this range stay as they are. It is that of float16, so that the
+# rstd of such rows, which may be denormal there, is rounded as it is.
 _UNSCALED = (2.0**-24, 2.0**16)
 
 
