@@ -166,6 +166,46 @@ def test_rows_whose_squares_overflow():
         assert_close(dweight, exact[1], 1e-4)
 
 
+def test_rows_that_are_large_where_they_do_not_count():
+    """The second derivatives of the others are as before."""
+    x = normal((3, 40)) * np.where(np.arange(40) < 16, 1.0, 2.0**60)
+
+    def program(norm):
+        first = jax.grad(lambda x: jnp.sum(jnp.sin(norm(x, eps=0.0, partial=0.4)[:, :16])))
+        return jax.jit(jax.grad(lambda x: jnp.sum(first(x)[:, :16] ** 2)))
+
+    actual = program(rmsnorm.jax.rms_norm)(x.astype(np.float32) * np.float32(2.0**-40))
+    expected = program(formula)(x)
+    assert_close(np.asarray(actual[:, :16], np.float64) * 2.0**-120, expected[:, :16], 1e-4)
+
+
+@pytest.mark.parametrize("round_residual", [True, False])
+def test_without_implied_ranks_and_dtypes(round_residual):
+    """What jax_numpy_rank_promotion and jax_numpy_dtype_promotion forbid is not needed."""
+    x, residual, weight, bias = (
+        normal(shape, seed).astype(dtype)
+        for seed, (shape, dtype) in enumerate([((3, 6), BF16), ((3, 6), F32), (6, F16), (6, BF16)])
+    )
+
+    def second(*arrays):
+        def loss(x, residual, weight, bias):
+            options = {"weight_offset": 1.0, "round_residual": round_residual}
+            y, total = rmsnorm.jax.add_rms_norm(x, residual, weight, bias, **options)
+            y = rmsnorm.jax.rms_norm(total, weight) + y.astype(total.dtype)
+            return jnp.mean(jnp.sin(y)) + jnp.mean(jnp.sin(total))
+
+        first = jax.grad(loss, (0, 1, 2, 3))
+        where = tuple(range(len(arrays)))
+        of_first = jax.grad(lambda *a: sum(jnp.sum(g.astype(F32) ** 2) for g in first(*a)), where)
+        return loss(*arrays), first(*arrays), of_first(*arrays)
+
+    expected = jax.jit(second)(x, residual, weight, bias)
+    jax.clear_caches()
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        actual = second(*(jnp.asarray(a) for a in (x, residual, weight, bias)))
+    assert_close(actual, expected, 2e-2)
+
+
 def cubed(norm):
     return lambda *arrays: jnp.sum(norm(*arrays) ** 3)
 

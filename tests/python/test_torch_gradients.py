@@ -243,6 +243,71 @@ def test_no_grad_and_inference_mode():
             assert not y.requires_grad
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_lazily_negated_gradient(create_graph):
+    """As the loss has it that takes the imaginary part of a conjugate."""
+    x, r, w = leaf((3, 8)), leaf((3, 8), 2), leaf(8, 1)
+
+    def derivatives(y, total=None):
+        lazy = torch.complex(y.detach(), y.detach().cos()).conj().imag
+        assert lazy.is_neg()
+        results, cotangents = ([y], [lazy]) if total is None else ([total, y], [lazy, lazy])
+        leaves = (x, w) if total is None else (x, r, w)
+        return torch.autograd.grad(results, leaves, cotangents, create_graph=create_graph)
+
+    pairs = [
+        (rmsnorm.torch.rms_norm(x, 8, w), functional.rms_norm(x, (8,), w)),
+        (rmsnorm.torch.add_rms_norm(x, r, 8, w), (functional.rms_norm(x + r, (8,), w), x + r)),
+    ]
+    for ours, theirs in pairs:
+        arguments = [t if isinstance(t, tuple) else (t,) for t in (ours, theirs)]
+        for a, b in zip(*(derivatives(*results) for results in arguments)):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("zero", [(0,), (1,), (0, 1)])
+def test_gradients_that_are_known_to_be_zeros(zero):
+    """Without memory, as torch has them: for the sum, for y or for both."""
+    x, w = leaf((3, 8)), leaf(8, 1)
+    cotangents = [leaf((3, 8), 2).detach(), leaf((3, 8), 3).detach()]
+    lazy = [
+        torch._efficientzerotensor((3, 8), dtype=t.dtype) if i in zero else t
+        for i, t in enumerate(cotangents)
+    ]
+    zeros = [torch.zeros_like(t) if i in zero else t for i, t in enumerate(cotangents)]
+    results = rmsnorm.torch.add_rms_norm(x, x, 8, w)
+    for a, b in zip(
+        torch.autograd.grad(results, (x, w), lazy, retain_graph=True),
+        torch.autograd.grad(results, (x, w), zeros),
+    ):
+        assert torch.equal(a, b)
+
+
+def test_what_inference_mode_made_of_a_frozen_model():
+    """A norm trained on it: its input can be changed unnoticed, and so a copy is kept."""
+    with torch.inference_mode():
+        x, residual = leaf((3, 8)).detach() * 1, leaf((3, 8), 2).detach() * 1
+    w = leaf(8, 1)
+
+    def dweight(y, change=()):
+        with torch.inference_mode():
+            for tensor in change:
+                tensor.mul_(3)
+        return torch.autograd.grad(y.sin().sum(), w)[0]
+
+    expected = dweight(functional.rms_norm(x, (8,), w))
+    of_sum = dweight(functional.rms_norm(x + residual, (8,), w))
+    ys = [rmsnorm.torch.rms_norm(x, 8, w), rmsnorm.rms_norm(x, w, eps=torch.finfo(x.dtype).eps)]
+    sums = [
+        rmsnorm.torch.add_rms_norm(x, residual, 8, w, round_residual=rounded)[0]
+        for rounded in (True, False)
+    ]
+    for y in ys:
+        torch.testing.assert_close(dweight(y, (x,)), expected)
+    for y in sums:
+        torch.testing.assert_close(dweight(y, (residual,)), of_sum)
+
+
 def test_third_derivative():
     x, w = leaf((3, 5)), leaf(5, 1)
 

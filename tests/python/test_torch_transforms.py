@@ -128,6 +128,23 @@ def test_compile_with_dynamic_rows(fresh_compiler):
             assert_near(a, b)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_autograd(backend, fresh_compiler):
+    for eps in (1e-5, 0.5):
+        inputs = [leaf((5, 8)), leaf((5, 8), 1), leaf(8, 2)]
+
+        def loss(eps=eps, inputs=inputs):
+            x, residual, w = inputs
+            h, residual = rmsnorm.torch.add_rms_norm(x.sin(), residual, 8, w, eps)
+            return (rmsnorm.torch.rms_norm(h.cos(), 8, w, eps) * residual).sum()
+
+        expected = torch.autograd.grad(loss(), inputs)
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            torch.compile(lambda loss: loss.backward(), backend=backend)(loss())
+        for tensor, gradient in zip(inputs, expected):
+            assert_near(tensor.grad, gradient)
+
+
 def test_compiled_module_in_training(fresh_compiler):
     def train(compiled):
         torch.manual_seed(0)

@@ -25,8 +25,15 @@ def compute_dtype(*arrays: jax.Array | np.dtype[Any] | None) -> np.dtype[Any]:
     return f64 if f64 in dtypes else np.dtype(np.float32)
 
 
-def _of_rank(value: jax.Array | None, rank: int) -> jax.Array | None:
-    return None if value is None else jnp.expand_dims(value, range(rank - value.ndim))
+def sum_dtype(x: jax.Array, residual: jax.Array) -> np.dtype[Any]:
+    """What x and residual promote to, also where jax_numpy_dtype_promotion forbids to."""
+    dtype: np.dtype[Any] = x.dtype
+    return dtype if dtype == residual.dtype else compute_dtype(x, residual)
+
+
+def of_rank(value: jax.Array, rank: int) -> jax.Array:
+    """With leading dimensions, which jax_numpy_rank_promotion may forbid to imply."""
+    return jnp.expand_dims(value, range(rank - value.ndim))
 
 
 def _without_leading(value: jax.Array | None, rank: int) -> jax.Array | None:
@@ -57,13 +64,12 @@ def forward(
     arguments = {
         "x": x,
         "residual": residual,
-        "weight": _of_rank(weight, x.ndim),
-        "bias": _of_rank(bias, x.ndim),
+        "weight": None if weight is None else of_rank(weight, x.ndim),
+        "bias": None if bias is None else of_rank(bias, x.ndim),
     }
     results = {"y": ArrayType(x.shape, options.y_dtype)}
     if residual is not None:
-        sum_dtype = jnp.promote_types(x.dtype, residual.dtype)
-        results["residual_out"] = ArrayType(x.shape, sum_dtype)
+        results["residual_out"] = ArrayType(x.shape, sum_dtype(x, residual))
     if with_rstd:
         computed = compute_dtype(x, residual, weight, bias, options.y_dtype)
         results["rstd"] = ArrayType(x.shape[: options.axis], computed)
@@ -86,7 +92,7 @@ def backward(
     dbias_type: ArrayType | None,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """(dx, dweight, dbias) of the dtypes given, the last two None without; dbias has bias' shape."""
-    full_weight = _of_rank(weight, x.ndim)
+    full_weight = None if weight is None else of_rank(weight, x.ndim)
     arguments = {
         "dy": dy,
         "x": x,

@@ -14,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arguments import Options
+from .calls import of_rank
 
 
 def _normalized(s: jax.Array, options: Options) -> jax.Array:
     """s * rstd, for s in the compute type."""
     rows = s.reshape(*s.shape[: options.axis], -1)
-    # Computed on rows that a constant has brought near one, so that neither squares nor what is
-    # derived from them overflow or are lost.
-    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True, initial=math.sqrt(options.eps))
-    scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-    rows = rows / scale
     counted = rows
     if options.partial < 1:
         counted = rows[..., : math.ceil(options.partial * rows.shape[-1])]
-    mean_square = jnp.mean(counted**2, axis=-1, keepdims=True)
+    # Computed on rows where a constant has brought what counts near one, so that neither squares
+    # nor what is derived from them overflow or are lost.
+    largest = jnp.max(jnp.abs(counted), axis=-1, keepdims=True, initial=math.sqrt(options.eps))
+    scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+    mean_square = jnp.mean((counted / scale) ** 2, axis=-1, keepdims=True)
     eps = (math.sqrt(options.eps) / scale) ** 2
-    return (rows / jnp.sqrt(mean_square + eps)).reshape(s.shape)
+    return (rows / scale / jnp.sqrt(mean_square + eps)).reshape(s.shape)
 
 
 def gradients(
@@ -46,7 +46,9 @@ def gradients(
 
     def norm(s: jax.Array, w: jax.Array | None, b: jax.Array) -> jax.Array:
         y = _normalized(s, options)
-        return (y if w is None else y * (options.weight_offset + w)) + b
+        if w is not None:
+            y = y * (options.weight_offset + of_rank(w, s.ndim))
+        return y + of_rank(b, s.ndim)
 
     s = x.astype(computed)
     if residual is not None:

@@ -134,7 +134,7 @@ def _norm_forward(options: Options, with_rstd: bool, *primals: Any) -> Any:
         weight=weight,
         rstd=rstd,
         wanted=Wanted(
-            dx_dtype=x.dtype if residual is None else jnp.promote_types(x.dtype, residual.dtype),
+            dx_dtype=x.dtype if residual is None else calls.sum_dtype(x, residual),
             dweight=weight.dtype if weight is not None and weight_primal.perturbed else None,
             dbias=ArrayType(bias.shape, bias.dtype)
             if bias is not None and bias_primal.perturbed

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .._typing import Rounding
 
@@ -30,14 +31,59 @@ def _sum(x: Tensor, residual: Tensor | None, compute: torch.dtype) -> Tensor:
     return x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
 
 
-def _statistics(s: Tensor, eps: float, axis: int, partial: float) -> tuple[Tensor, Tensor]:
-    """rstd of every row, its dimensions kept, and for each element of a row 1 / k where it counts,
-    k being the number of those that do, and 0 where it does not."""
-    row = s.shape[axis:]
-    size = math.prod(row)
-    count = math.ceil(partial * size)
-    share = (torch.arange(size, device=s.device) < count).to(s.dtype).reshape(row) / count
-    return torch.rsqrt((s * s * share).sum(tuple(range(axis, 0)), keepdim=True) + eps), share
+# Rows whose largest magnitude is in this range stay as they are. It is that of float16, so that the
+# rstd of such rows, which may be denormal there, is rounded as it is.
+_UNSCALED = (2.0**-24, 2.0**16)
+
+
+def _scale(s: Tensor, eps: float, axis: int) -> Tensor:
+    """The power of two, in double, at the largest magnitude of each row or at the root of eps."""
+    limits = torch.finfo(s.dtype)
+    # A row may be empty.
+    largest = functional.pad(s.abs().flatten(axis), (0, 1)).amax(-1).double()
+    largest = largest.clamp(max(math.sqrt(eps), limits.tiny), limits.max)
+    mantissa, _ = torch.frexp(largest)
+    outside = (largest < _UNSCALED[0]) | (largest > _UNSCALED[1])
+    scale = torch.where(outside, largest / (2 * mantissa), 1)
+    return scale.reshape(*s.shape[:axis], *(1,) * -axis)
+
+
+class _Rows:
+    """The rows of s normalized, each divided by a power of two before, as the kernels do it.
+
+    That is exact, and neither squares nor what is derived from them overflow or are lost. For
+    derivatives the power is a constant.
+    """
+
+    def __init__(self, s: Tensor, eps: float, axis: int, partial: float) -> None:
+        row = s.shape[axis:]
+        size = math.prod(row)
+        self._count = math.ceil(partial * size)
+        self._counted = (torch.arange(size, device=s.device) < self._count).reshape(row)
+        scale = _scale(self._where_counted(s.detach()), eps, axis)
+        self._scale = scale.to(s.dtype)
+        self.scaled = s / self._scale
+        squares = self._where_counted(self.scaled) ** 2
+        mean_square = squares.sum(tuple(range(axis, 0)), keepdim=True) / self._count
+        # The square of a scale may be out of range.
+        self.scaled_rstd = torch.rsqrt(mean_square + (eps / scale / scale).to(s.dtype))
+        self.normed = self.scaled * self.scaled_rstd
+
+    def _where_counted(self, values: Tensor) -> Tensor:
+        return torch.where(self._counted, values, 0)
+
+    def times_rstd(self, values: Tensor) -> Tensor:
+        """Also where rstd by itself is out of range."""
+        return values / self._scale * self.scaled_rstd
+
+    def share(self, values: Tensor) -> Tensor:
+        """values / k where an element counts, k being the number of those that do, and else 0."""
+        return self._where_counted(values) / self._count
+
+    @property
+    def rstd(self) -> Tensor:
+        """Of every row, its dimensions kept."""
+        return self.scaled_rstd / self._scale
 
 
 def _norm(
@@ -53,9 +99,10 @@ def _norm(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     compute = s.dtype
-    rstd, _ = _statistics(s, eps, axis, partial)
-    scale = rstd.to(normed_dtype).to(compute) if rounding == "rstd" else rstd
-    y = s * scale
+    rows = _Rows(s, eps, axis, partial)
+    y = rows.normed
+    if rounding == "rstd":
+        y = rows.scaled * rows.scaled_rstd.to(normed_dtype).to(compute)
     dtype = compute if rounding == "once" else normed_dtype
     y = y.to(dtype)
     if weight is not None:
@@ -65,7 +112,7 @@ def _norm(
     if bias is not None:
         dtype = torch.promote_types(dtype, bias.dtype)
         y = (y.to(compute) + bias.to(compute)).to(dtype)
-    return y.to(out_dtype), rstd.reshape(s.shape[:axis])
+    return y.to(out_dtype), rows.rstd.reshape(s.shape[:axis])
 
 
 def rms_norm(
@@ -118,9 +165,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, dweight and dbias; rstd is computed anew, so that what depends on it depends on x."""
     compute = compute_dtype(dy, x, residual, weight, bias, d_residual)
-    s = _sum(x, residual, compute)
-    rstd, share = _statistics(s, eps, axis, partial)
-    normed = s * rstd
+    rows = _Rows(_sum(x, residual, compute), eps, axis, partial)
+    normed = rows.normed
     g = dy.to(compute)
     dbias = None if bias is None else g.sum_to_size(bias.shape).to(bias.dtype)
     dweight = None
@@ -128,7 +174,7 @@ def gradients(
         dweight = (g * normed).sum_to_size(weight.shape).to(weight.dtype)
         g = g * (weight.to(compute) + weight_offset)
     projection = (g * normed).sum(tuple(range(axis, 0)), keepdim=True)
-    dx = (g - normed * projection * share) * rstd
+    dx = rows.times_rstd(g - rows.share(normed * projection))
     if d_residual is not None:
         dx = dx + d_residual.to(compute)
     return dx.to(result_dtype(x, residual)), dweight, dbias
@@ -148,39 +194,38 @@ def gradients_of_gradients(
     partial: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of dy, x (and residual) and weight where those of dx, dweight and dbias are
-    given. With g = dy * w, T = sum(g * xhat), P = sum(ddx * xhat / k) and the objective of a row::
+    given. With g = dy * w, v = ddx * rstd, T = sum(g * xhat), P = sum(v * xhat / k) and the
+    objective of a row::
 
-        L = rstd * (sum(ddx * g) - T * P) + sum(ddweight * dy * xhat) + sum(ddbias * dy)
+        L = sum(v * g) - T * P + sum(ddweight * dy * xhat) + sum(ddbias * dy)
 
-    its derivatives by g, xhat and rstd are by_g, by_normed and by_rstd, and x is in both xhat and
-    rstd: d rstd / dx[i] = -rstd**2 * xhat[i] / k.
+    its derivatives by g and xhat are by_g and by_normed, and along is rstd times that by rstd, which
+    is in v and in xhat: d rstd / dx[i] = -rstd**2 * xhat[i] / k.
     """
     compute = compute_dtype(dy, x, residual, weight, ddx, ddweight, ddbias)
     row = tuple(range(axis, 0))
-    s = _sum(x, residual, compute)
-    rstd, share = _statistics(s, eps, axis, partial)
-    normed = s * rstd
+    rows = _Rows(_sum(x, residual, compute), eps, axis, partial)
+    normed = rows.normed
     wide_dy = dy.to(compute)
     w = torch.ones((), dtype=compute, device=x.device)
     if weight is not None:
         w = weight.to(compute) + weight_offset
     g = wide_dy * w
-    v = torch.zeros_like(s) if ddx is None else ddx.to(compute)
+    v = torch.zeros_like(normed) if ddx is None else rows.times_rstd(ddx.to(compute))
 
     projection = (g * normed).sum(row, keepdim=True)
-    weighted = v * share
-    along = (weighted * normed).sum(row, keepdim=True)
-    by_g = rstd * (v - along * normed)
-    by_normed = -rstd * (along * g + projection * weighted)
-    by_rstd = (v * g).sum(row, keepdim=True) - projection * along
+    of_v = (rows.share(v) * normed).sum(row, keepdim=True)
+    by_g = v - of_v * normed
+    by_normed = -(of_v * g + rows.share(v * projection))
+    along = (v * g).sum(row, keepdim=True) - projection * of_v
     ddy = w * by_g
     if ddweight is not None:
         ddy = ddy + ddweight.to(compute) * normed
         by_normed = by_normed + ddweight.to(compute) * wide_dy
     if ddbias is not None:
         ddy = ddy + ddbias.to(compute)
-    by_rstd = by_rstd + (by_normed * s).sum(row, keepdim=True)
-    dx = rstd * (by_normed - rstd * normed * share * by_rstd)
+    along = along + (by_normed * normed).sum(row, keepdim=True)
+    dx = rows.times_rstd(by_normed - rows.share(normed * along))
     dweight = None
     if weight is not None:
         dweight = (wide_dy * by_g).sum_to_size(weight.shape).to(weight.dtype)
@@ -191,7 +236,7 @@ def gradient_of_rstd(
     d_rstd: Tensor, x: Tensor, residual: Tensor | None, eps: float, axis: int, partial: float
 ) -> Tensor:
     """What rstd adds to dx: d rstd / dx[i] = -rstd**3 * x[i] / k."""
-    s = _sum(x, residual, d_rstd.dtype)
-    rstd, share = _statistics(s, eps, axis, partial)
-    dx = d_rstd.reshape(rstd.shape) * -(rstd**3) * s * share
+    rows = _Rows(_sum(x, residual, d_rstd.dtype), eps, axis, partial)
+    d_rstd = d_rstd.reshape(rows.rstd.shape)
+    dx = -rows.times_rstd(rows.times_rstd(d_rstd * rows.share(rows.normed)))
     return dx.to(result_dtype(x, residual))

@@ -15,6 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import formula, operators
+from .arguments import check_add_rms_norm, check_rms_norm, check_rms_norm_backward
 from .eager import is_eager, requires_grad
 from .registration import implementations
 
@@ -25,8 +26,18 @@ _has_storage = torch._C._has_storage
 _transforms_active = torch._C._are_functorch_transforms_active
 _after_autograd_keyset = torch._C._after_autograd_keyset
 _AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd
+_compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
 
 _library = implementations(__name__)
+
+
+def _needs_dispatcher(gradient: Tensor) -> bool:
+    """Whether what torch hands down holds its values in no memory, or others than its memory does.
+
+    Those are batches of gradients, from torch.autograd.grad(..., is_grads_batched=True), the
+    imaginary part of a conjugate, which is negated when it is read, and zeros that torch knows of.
+    """
+    return not _has_storage(gradient) or gradient.is_neg() or gradient._is_zerotensor()
 
 
 def _gradients(
@@ -42,9 +53,12 @@ def _gradients(
 ) -> tuple[Tensor, Gradient, Gradient]:
     """dx, dweight and dbias; None for the last two where they are not needed."""
     arguments = (dy, x, residual, weight, bias, rstd, d_residual, *options, needs_dweight)
-    # Without storage: a batch of gradients, from torch.autograd.grad(..., is_grads_batched=True).
-    recorded = torch.is_grad_enabled() or not _has_storage(dy)
-    if not recorded and is_eager(*arguments[:7]):
+    dispatched = (
+        torch.is_grad_enabled()
+        or _needs_dispatcher(dy)
+        or (d_residual is not None and _needs_dispatcher(d_residual))
+    )
+    if not dispatched and is_eager(*arguments[:7]):
         return operators.gradients(*arguments)
     dx, dweight, dbias = torch.ops.rmsnorm.rms_norm_backward(*arguments)
     return dx, dweight if needs_dweight else None, None if bias is None else dbias
@@ -54,10 +68,18 @@ def _add(a: Gradient, b: Gradient) -> Gradient:
     return b if a is None else a if b is None else a + b
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    """What of an input is saved: a copy where it was made in inference mode.
+
+    torch saves no such tensor, because nothing notices when its values change.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _save_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, bias, eps, axis, weight_offset, _, partial, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias if ctx.needs_input_grad[2] else None, output[1])
+    ctx.save_for_backward(_kept(x), weight, bias if ctx.needs_input_grad[2] else None, output[1])
     ctx.options = (eps, axis, weight_offset, partial)
 
 
@@ -81,7 +103,7 @@ def _save_add_rms_norm(
     x, residual, weight, bias, eps, axis, weight_offset, _, round_residual = inputs
     _, residual_out, rstd = output
     ctx.set_materialize_grads(False)
-    normed = (residual_out, None) if round_residual else (x, residual)
+    normed = (residual_out, None) if round_residual else (_kept(x), _kept(residual))
     ctx.save_for_backward(*normed, weight, bias if ctx.needs_input_grad[3] else None, rstd)
     ctx.options = (eps, axis, weight_offset, 1.0)
     ctx.dtypes = (x.dtype, residual.dtype)
@@ -156,6 +178,7 @@ def _register(
     kernel: Callable[..., Any],
     save: Callable[..., None],
     backward: Callable[..., tuple[Gradient, ...]],
+    check: Callable[..., None],
     by_formula: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Makes an operator differentiable; returns the function that goes past the dispatcher.
@@ -191,13 +214,19 @@ def _register(
         with _AutoDispatchBelowAutograd():
             return operator.redispatch(rest, *inputs)
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    # torch.autograd.Function is this class and, in Python, a way around it for transforms of
-    # torch.func. Those have taken this call apart when it comes here.
+    # torch.autograd.Function is _SingleLevelFunction, what compiled autograd asks for and, in
+    # Python, a way around both for transforms of torch.func. Those have taken this call apart when
+    # it comes here.
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward),
+        "_compiled_autograd_key": staticmethod(_compiled_autograd_key),
+    }
     function: Any = type(kernel.__name__, (torch.autograd.function._SingleLevelFunction,), members)
 
     def autograd(keys: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
+            check(*inputs)
             return by_formula(*inputs)
         if not requires_grad(*inputs):
             return below_autograd(keys, *inputs)
@@ -211,8 +240,24 @@ def _register(
     return apply
 
 
-apply_rms_norm = _register(operators.rms_norm, _save_rms_norm, _rms_norm_backward, formula.rms_norm)
-apply_add_rms_norm = _register(
-    operators.add_rms_norm, _save_add_rms_norm, _add_rms_norm_backward, formula.add_rms_norm
+apply_rms_norm = _register(
+    operators.rms_norm,
+    _save_rms_norm,
+    _rms_norm_backward,
+    check_rms_norm,
+    formula.rms_norm,
 )
-_register(operators.rms_norm_backward, _save_gradients, _gradients_backward, _gradients_formula)
+apply_add_rms_norm = _register(
+    operators.add_rms_norm,
+    _save_add_rms_norm,
+    _add_rms_norm_backward,
+    check_add_rms_norm,
+    formula.add_rms_norm,
+)
+_register(
+    operators.rms_norm_backward,
+    _save_gradients,
+    _gradients_backward,
+    check_rms_norm_backward,
+    _gradients_formula,
+)

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 import rmsnorm
 
 from .._typing import Rounding
+from .arguments import check_add_rms_norm, check_rms_norm, check_rms_norm_backward
 from .formula import compute_dtype, result_dtype
 from .registration import define, implementations
 
@@ -186,24 +187,6 @@ for _kernel in (rms_norm, add_rms_norm, rms_norm_backward):
         _library.impl(_kernel.__name__, partial(on_plain_tensors, _kernel), _backend.name)
 
 
-def _require_shapes(
-    x: Tensor, axis: int, same: dict[str, Tensor | None], broadcast: dict[str, Tensor | None]
-) -> None:
-    """What the kernels ask for, asked when a call is traced. Sizes may be symbols."""
-    if not -x.dim() <= axis < 0:
-        raise ValueError(f"axis: expected {-x.dim()} <= axis < 0 for x of shape {x.shape}")
-    for name, tensor in same.items():
-        if tensor is not None and tensor.shape != x.shape:
-            raise ValueError(f"{name}: expected shape {x.shape}, got {tensor.shape}")
-    for name, tensor in broadcast.items():
-        if tensor is None:
-            continue
-        rows, row = tensor.shape[:axis], tensor.shape[axis:]
-        fits = tensor.dim() <= x.dim() and row == x.shape[axis:]
-        if not fits or any(r not in (1, s) for r, s in zip(rows[::-1], x.shape[:axis][::-1])):
-            raise ValueError(f"{name}: shape {tensor.shape} does not fit x of shape {x.shape}")
-
-
 @torch.library.register_fake("rmsnorm::rms_norm", lib=_library)
 def _(
     x: Tensor,
@@ -216,7 +199,7 @@ def _(
     partial: float,
     out_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    _require_shapes(x, axis, {}, {"weight": weight, "bias": bias})
+    check_rms_norm(x, weight, bias, eps, axis, weight_offset, rounding, partial, out_dtype)
     dtype = x.dtype if out_dtype is None else out_dtype
     statistics = compute_dtype(x, weight, bias, dtype)
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:axis], dtype=statistics)
@@ -234,7 +217,9 @@ def _(
     rounding: Rounding,
     round_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _require_shapes(x, axis, {"residual": residual}, {"weight": weight, "bias": bias})
+    check_add_rms_norm(
+        x, residual, weight, bias, eps, axis, weight_offset, rounding, round_residual
+    )
     total = result_dtype(x, residual)
     statistics = compute_dtype(x, residual, weight, bias)
     return (
@@ -259,11 +244,19 @@ def _(
     partial: float,
     needs_dweight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _require_shapes(
+    check_rms_norm_backward(
+        dy,
         x,
+        residual,
+        weight,
+        bias,
+        rstd,
+        d_residual,
+        eps,
         axis,
-        {"dy": dy, "residual": residual, "d_residual": d_residual},
-        {"weight": weight, "bias": bias},
+        weight_offset,
+        partial,
+        needs_dweight,
     )
     dx = x.new_empty(x.shape, dtype=result_dtype(x, residual))
     dweight = None
