@@ -25,7 +25,7 @@ from torch.nn import Module
 from .functional import default_eps
 from .known_norms import FORMULAS, TORCH_UNWEIGHTED, TORCH_WEIGHTED, Formula
 from .recorder import Expression, Unrecognised, is_number
-from .tracing import State, Trace, expression_of_definition, expression_of_forward
+from .tracing import State, Trace, apart, expression_of_definition, expression_of_forward
 
 __all__ = ["Norm", "Recognition", "Unrecognised"]
 
@@ -208,7 +208,8 @@ def _recognise(module: Module) -> Norm:
         raise Unrecognised(f"its forward takes other arguments than x: {names}")
     state = State(module)
     try:
-        result = _recognise_forward(module)
+        with apart():
+            result = _recognise_forward(module)
     finally:
         changed = state.restore()
     if changed is not None:
@@ -265,20 +266,25 @@ def _key(value: Any) -> Hashable:
         return kind, value
     if kind in (tuple, list, torch.Size):
         return kind, *map(_key, value)
+    if kind.__hash__ is None:  # Its owner may change it, and it would be kept for nothing.
+        raise TypeError(f"unhashable: {kind.__name__}")
     return _Identity(value)
 
 
 def _what_forward_depends_on(module: Module) -> Hashable:
-    """Equal for modules that compute the same."""
+    """Equal for modules that compute the same; None where that is not known."""
     tensors = tuple(
         (name, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
     )
-    attributes = tuple(
-        (name, _key(value))
-        for name, value in vars(module).items()
-        if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
-    )
+    try:
+        attributes = tuple(
+            (name, _key(value))
+            for name, value in vars(module).items()
+            if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
+        )
+    except (TypeError, RecursionError):  # of a list that is in itself
+        return None
     return type(module), tensors, attributes
 
 
@@ -295,13 +301,14 @@ class Recognition:
             Unrecognised: It is none of those known, or the module has more to it than a forward.
         """
         kind = _what_forward_depends_on(module)
-        result = self._known.get(kind)
+        result = None if kind is None else self._known.get(kind)
         if result is None:
             try:
                 result = _recognise(module)
             except Unrecognised as error:
                 result = str(error)
-            self._known[kind] = result
+            if kind is not None:
+                self._known[kind] = result
         if isinstance(result, str):
             raise Unrecognised(result)
         return result

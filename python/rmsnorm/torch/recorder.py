@@ -114,9 +114,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 taken_apart = function.decompose(*args, **kwargs)
             if taken_apart is not NotImplemented:
                 return taken_apart
+        written = self._written(function, args, kwargs)
         operands = self.expression(args)
         named = {name: self.expression(value) for name, value in kwargs.items()}
-        written = self._written(function, args, kwargs)
         self._require_grad_mode()
         result = function(*args, **kwargs)
         if written and not (len(written) == 1 and result is written[0]):

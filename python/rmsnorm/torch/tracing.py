@@ -57,7 +57,7 @@ class Trace:
 
 
 @contextmanager
-def _without_modes() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Takes the modes away that the caller is in, a default device among them."""
     with _disable_current_modes(), ExitStack() as stack:
         for _ in range(_len_torch_function_stack()):
@@ -76,7 +76,6 @@ def _prepared(trace: Trace) -> Iterator[None]:
     log_was_disabled, log.disabled = log.disabled, True
     with (
         warnings.catch_warnings(),
-        _without_modes(),
         FakeTensorMode(),
         torch.inference_mode(False),
         trace.mode(),
@@ -248,7 +247,7 @@ def _own_classes(module: Module) -> list[type]:
     return [
         kind
         for kind in type(module).__mro__
-        if kind is not object and kind.__module__.split(".")[0] != "torch"
+        if kind is not object and str(kind.__module__).split(".")[0] != "torch"
     ]
 
 
