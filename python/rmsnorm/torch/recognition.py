@@ -1,9 +1,10 @@
 """What a norm module computes, found by running its forward and comparing it with known formulas.
 
-The forward of a module runs on tensors without storage, once for every combination of dtypes, and
-what torch is asked to compute is written down as an expression. A formula is known where a function
-of this file leaves the same expressions. So neither the name of a class nor the way in which it is
-written counts, and a change in a new version of a model that changes results is not overlooked.
+The forward of a module runs on tensors without storage, once for every combination of dtypes and of
+what else it may depend on, and what torch is asked to compute is written down as an expression. A
+formula is known where a function of known_norms.py leaves the same expressions. So neither the name
+of a class nor the way in which it is written counts, and a change in a new version of a model that
+changes results is not overlooked.
 """
 
 from __future__ import annotations
@@ -34,10 +35,18 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = Trace()
 _USUAL = tuple(Trace(x, weight) for x, weight in itertools.product(_DTYPES, _DTYPES))
 _DOUBLE = (Trace(torch.float64, torch.float64),)
-# Torch computes its own rms_norm in another dtype there; other operations stay as they are. Autograd
-# ends the process where tensors only say that they are on a device which torch was not built for.
+# Torch computes its own rms_norm in another dtype there; other operations stay as they are. Nothing
+# requires grad: autograd ends the process for tensors that only say that they are on CUDA, where
+# torch was built without it.
 _AUTOCAST = tuple(
-    Trace(x, weight, autocast="cuda", mode=torch.no_grad)
+    Trace(
+        x,
+        weight,
+        x_requires_grad=False,
+        weight_requires_grad=False,
+        mode=torch.no_grad,
+        autocast="cuda",
+    )
     for x, weight in (
         (torch.bfloat16, torch.bfloat16),
         (torch.bfloat16, torch.float32),
@@ -72,7 +81,7 @@ _ONCE: _Circumstances = tuple(
     for training in (False, True)
 )
 # The traces that a formula is compared in, and the circumstances in which nothing may be different.
-# What could end the process is tried last, on a forward that is known to build no graphs then.
+# CUDA comes last, since a forward may be refused there for no other reason than that it is missing.
 _COMPARED: tuple[tuple[tuple[Trace, ...], str | None, _Circumstances], ...] = (
     (_USUAL, None, _IN_ALL_MODES),
     ((_SHOWN,), None, _ONCE),
