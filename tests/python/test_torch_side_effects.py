@@ -11,6 +11,7 @@ import types
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from rmsnorm.torch import recognition, replace_rms_norms
 from test_torch_recognition import DOUBLE, HALF, SINGLE, N, norm_of, reason_to_leave, replaced
 from torch import nn
@@ -508,3 +509,29 @@ def test_another_default_dtype(dtype):
     finally:
         torch.set_default_dtype(before)
     assert replaced(norm_of(norm)).formula == "w * T(x32 * r)"
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap, torch.func.functionalize])
+def test_within_a_transform(transform):
+    """As at the first call of a layer of the package kernels."""
+
+    def function(x):
+        assert replaced(norm_of(norm)).formula == "w * T(x32 * r)"
+        return x.sum()
+
+    transform(function)(torch.ones(3, 2))
+
+
+def test_within_a_checkpoint():
+    """Which counts the tensors that are saved for backward."""
+    norms = [norm_of(norm), None]
+
+    def function(x):
+        first = norms.pop(0)
+        if first is not None:
+            replaced(first)
+        return x.exp().sin()
+
+    x = torch.ones(3, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, x.exp().cos() * x.exp())

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _len_torch_function_stack
+from torch._C._autograd import _saved_tensors_hooks_set_tracing
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module, Parameter
 from torch.overrides import _pop_mode_temporarily
@@ -58,10 +60,17 @@ class Trace:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Takes the modes away that the caller is in, a default device among them."""
-    with _disable_current_modes(), ExitStack() as stack:
+    """Takes away what the caller has put around torch's operations: modes, a default device among
+    them, transforms of torch.func, and hooks on what is saved for backward, as checkpoints have."""
+    with (
+        _disable_current_modes(),
+        temporarily_clear_interpreter_stack(),
+        ExitStack() as stack,
+    ):
         for _ in range(_len_torch_function_stack()):
             stack.enter_context(_pop_mode_temporarily())
+        hooks_were_off = _saved_tensors_hooks_set_tracing(True)
+        stack.callback(_saved_tensors_hooks_set_tracing, hooks_were_off)
         yield
 
 
