@@ -261,10 +261,11 @@ def replace_rms_norms(model: Module) -> Report:
 
     The modules stay where they are, with their parameters, hooks, state dict, dtype and device;
     only their forward is another. A module is replaced if running its forward on tensors without
-    storage shows one of the known formulas, with its roundings and its dtypes of results, for
-    every combination of float16, bfloat16 and float32 and under autocast for CUDA; the names of its
-    class and of those that it derives from only tell where to look. Everything else is left, and
-    the report says why. Results differ from the original's by the last bits of
+    storage shows one of the known formulas, with its roundings and its dtypes of results, and
+    nothing else, for every combination of float16, bfloat16 and float32, in training and evaluation,
+    with gradients and without, and under autocast for CUDA; what it does for particular sizes
+    alone, or to global variables, is not seen. The names of its class and of those that it derives
+    from only tell where to look. Everything else is left, and the report says why. Results differ from the original's by the last bits of
     1/sqrt(mean(x**2) + eps), except that float64 input is computed in float64 throughout, where
     most models go through float32.
 
