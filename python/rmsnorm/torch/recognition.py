@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from ctypes import c_float
 from dataclasses import dataclass
 from functools import cache, partial
+from math import inf
 from numbers import Real
 from types import NoneType
 from typing import Any
@@ -75,19 +76,33 @@ class Unrecognised(Exception):
 
 @dataclass(frozen=True)
 class Norm:
-    """A formula with what a module adds to it: eps and the names of its parameters."""
+    """A formula with what a module adds to it: eps and the names of its parameters.
+
+    Raises:
+        Unrecognised: torch computes with an eps that this library refuses.
+    """
 
     formula: Formula
     eps: float | None
     weight: str | None
     bias: str | None = None
-    dims: int = 1  # normalized ones
+    shape: tuple[int, ...] | None = None  # the normalized one; None: the last dimension of x
 
-    def compute(self, module: Module, x: Tensor) -> Tensor:
-        """The forward of the module, by this library."""
-        weight = None if self.weight is None else getattr(module, self.weight)
-        bias = None if self.bias is None else getattr(module, self.bias)
-        return self.formula.compute(x, self.dims, self.eps, weight, bias)
+    def __post_init__(self) -> None:
+        if self.eps is not None and not 0 <= self.eps < inf:
+            raise Unrecognised(f"its eps is {self.eps}")
+
+    def compute(self, module: Module, x: Any) -> Tensor | None:
+        """The forward of the module, by this library; None, before anything is computed, for an
+        argument that this library refuses and the module's own forward may not."""
+        try:
+            weight = None if self.weight is None else getattr(module, self.weight)
+            bias = None if self.bias is None else getattr(module, self.bias)
+            shape = x.shape[-1:] if self.shape is None else self.shape
+            return self.formula.compute(x, shape, self.eps, weight, bias)
+        # What is no tensor lacks the attributes of one.
+        except (AttributeError, TypeError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -312,6 +327,8 @@ def _size(module: Module) -> int:
     if len(sizes) > 1 or any(len(shape) != 1 for shape in sizes):
         raise Unrecognised(f"its parameters are of shape {', '.join(map(str, sorted(sizes)))}")
     (size,) = sizes.pop() if sizes else (8,)
+    if size == 1:
+        raise Unrecognised("its parameters are single numbers, for rows of any length")
     return size
 
 
@@ -381,10 +398,10 @@ def _of_torch(module: Module) -> Norm:
     if not isinstance(module.eps, (Real, NoneType)):
         raise Unrecognised(f"its eps is a {type(module.eps).__name__}")
     eps = None if module.eps is None else float(module.eps)
-    dims = len(module.normalized_shape)
+    shape = tuple(module.normalized_shape)
     if module.weight is None:
-        return Norm(TORCH_UNWEIGHTED, eps, None, dims=dims)
-    return Norm(TORCH_WEIGHTED, eps, "weight", dims=dims)
+        return Norm(TORCH_UNWEIGHTED, eps, None, shape=shape)
+    return Norm(TORCH_WEIGHTED, eps, "weight", shape=shape)
 
 
 def _recognise(module: Module) -> Norm:
