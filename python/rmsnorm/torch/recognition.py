@@ -327,8 +327,6 @@ def _size(module: Module) -> int:
     if len(sizes) > 1 or any(len(shape) != 1 for shape in sizes):
         raise Unrecognised(f"its parameters are of shape {', '.join(map(str, sorted(sizes)))}")
     (size,) = sizes.pop() if sizes else (8,)
-    if size == 1:
-        raise Unrecognised("its parameters are single numbers, for rows of any length")
     return size
 
 
@@ -363,7 +361,11 @@ def _expression(module: Module, trace: _Trace) -> _Expression:
 
 def _compared(formula: Formula, expression: Callable[[_Trace], _Expression]) -> Norm | str | None:
     """The formula with the names and the eps that it has in the expressions; None if these are of
-    another formula, or what is different if that shows in unusual circumstances alone."""
+    another formula, or what is different if that shows in unusual circumstances alone.
+
+    Raises:
+        Unrecognised: Of this formula, with an eps that this library has no number for.
+    """
     names: dict[str, Any] = {}
     eps = {}
     for traces, where in _COMPARED:
@@ -373,10 +375,7 @@ def _compared(formula: Formula, expression: Callable[[_Trace], _Expression]) -> 
                 return where and f"its forward does something else {where}"
             eps[trace] = bound.pop("eps")
             names = bound
-    try:
-        return Norm(formula, _eps(eps), names.get("weight"), names.get("bias"))
-    except Unrecognised as error:
-        return str(error)
+    return Norm(formula, _eps(eps), names.get("weight"), names.get("bias"))
 
 
 def _eps(of: Mapping[_Trace, float]) -> float | None:

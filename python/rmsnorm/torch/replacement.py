@@ -156,6 +156,8 @@ def require_supported(module: Module) -> None:
             raise Unrecognised(f"{name} is a {type(parameter).__name__}")
         if parameter.dtype not in _DTYPES:
             raise Unrecognised(f"{name} is of dtype {str(parameter.dtype).removeprefix('torch.')}")
+        if parameter.numel() == 1:
+            raise Unrecognised(f"{name} has one element, which may stand for rows of any length")
         # Where a class shows something else by that name, its forward may read either.
         if getattr(module, name) is not parameter:
             raise Unrecognised(f"its attribute {name} is not its parameter of that name")
