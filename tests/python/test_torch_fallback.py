@@ -132,6 +132,8 @@ REFUSED_BY_TORCH = {
 @pytest.mark.parametrize("what", REFUSED_BY_TORCH)
 def test_an_error_of_torch_stays_one(what, affine, compiled):
     normalized_shape, shape = REFUSED_BY_TORCH[what]
+    if affine and normalized_shape == ():
+        pytest.skip("is left, since its weight has one element")
     module, original = pair(nn.RMSNorm(normalized_shape, elementwise_affine=affine))
     with pytest.raises((RuntimeError, ValueError)) as expected:
         original(sample(*shape))
