@@ -109,3 +109,21 @@ def test_the_way_of_transformers():
     model.set_use_kernels(True)
     assert is_ours(model.model.norm)
     torch.testing.assert_close(model(tokens).logits, expected)
+
+
+def test_what_raises_keeps_its_forward():
+    def named_parameters(*arguments, **named):
+        raise RuntimeError("no names")
+
+    reference = norm(LlamaRMSNorm)
+    module = kernelize(copy.deepcopy(reference))
+    module.named_parameters = named_parameters
+    with pytest.warns(UserWarning, match="LlamaRMSNorm keeps its forward: .*no names"):
+        y = module(sample())
+    assert torch.equal(y, reference(sample()))
+
+
+def test_a_call_that_this_library_refuses():
+    reference, x = norm(LlamaRMSNorm), torch.arange(64).reshape(2, 32)
+    module = kernelize(copy.deepcopy(reference))
+    assert torch.equal(module(x), reference(x))

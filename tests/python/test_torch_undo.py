@@ -299,3 +299,60 @@ def test_models_that_accelerate_dispatches(how, calls, tmp_path):
         assert model[0].weight.is_meta == offloaded, "not loaded, or left in memory"
     assert torch.equal(model(sample()), expected)
     assert len(calls) == 2
+
+
+# Another import of the package, whose functions and classes are not those of the first one.
+
+
+def in_a_process(code):
+    start = f"""
+import copy, importlib, pickle, sys
+sys.path.insert(0, {sys.path[0]!r})
+import rmsnorm.torch as first
+from test_torch_undo import HouseRMSNorm, sample
+
+norm, x = HouseRMSNorm(), sample()
+expected = norm(x)
+report = first.replace_rms_norms(norm)
+"""
+    subprocess.run([sys.executable, "-c", start + code], check=True)
+
+
+@pytest.mark.parametrize("undone_first", [True, False])
+def test_reload(undone_first):
+    in_a_process(f"""
+if {undone_first}:
+    report.undo()
+importlib.reload(sys.modules["rmsnorm.torch.replacement"])
+importlib.reload(first)
+report.undo()
+assert type(norm) is HouseRMSNorm and norm(x).equal(expected)
+report = first.replace_rms_norms(norm)
+assert len(report.replaced) == 1
+for twin in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+    assert type(twin) is type(norm) and twin(x).equal(norm(x))
+report.undo()
+assert type(norm) is HouseRMSNorm
+""")
+
+
+def test_a_second_import():
+    in_a_process("""
+for name in [name for name in sys.modules if name.startswith("rmsnorm.torch")]:
+    del sys.modules[name]
+import rmsnorm.torch as second
+assert second.replace_rms_norms is not first.replace_rms_norms
+(left,) = second.replace_rms_norms(norm).left
+assert left.reason == "it was replaced before"
+other = HouseRMSNorm()
+with second.replace_rms_norms(other) as within:
+    assert len(within.replaced) == 1
+    twin = pickle.loads(pickle.dumps(other))
+    assert type(twin) is type(other) and twin(x).equal(other(x))
+assert type(other) is HouseRMSNorm
+report.undo()
+assert type(norm) is HouseRMSNorm and norm(x).equal(expected)
+with second.replace_rms_norms(norm) as within:
+    assert len(within.replaced) == 1
+assert type(norm) is HouseRMSNorm
+""")

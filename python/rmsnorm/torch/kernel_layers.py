@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .recognition import Norm, Recognition, Unrecognised
-from .replacement import require_supported
+from .replacement import leaving_what_raises, require_supported
 
 _recognition = Recognition()
 _norms: WeakKeyDictionary[Module, Norm | None] = WeakKeyDictionary()
@@ -25,8 +25,9 @@ def _norm_of(module: Module) -> Norm | None:
     """What a module computes, found at its first call; None if it is no known formula."""
     if module not in _norms:
         try:
-            require_supported(module)
-            _norms[module] = _recognition.of(module)
+            with leaving_what_raises():
+                require_supported(module)
+                _norms[module] = _recognition.of(module)
         except Unrecognised as error:
             warnings.warn(f"{type(module).__name__} keeps its forward: {error}", stacklevel=3)
             _norms[module] = None
@@ -42,10 +43,11 @@ class _Layer(Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         norm = None if torch.compiler.is_compiling() else _norm_of(self)
-        if norm is None:
-            original: Callable[..., Tensor] = type(self).forward
-            return original(self, hidden_states)
-        return norm.compute(self, hidden_states)
+        y = None if norm is None else norm.compute(self, hidden_states)
+        if y is not None:
+            return y
+        original: Callable[..., Tensor] = type(self).forward
+        return original(self, hidden_states)
 
 
 class InstalledLayer:

@@ -24,14 +24,14 @@ class Formula:
         parameters: The names of its parameters, in the order in which the functions take them.
         definition: From x, eps and the parameters: what a model asks torch to compute, operation by
             operation. The dtypes and the order of operations are what a module is recognised by.
-        compute: The same function, by rms_norm: from x, the number of normalized dimensions, eps,
-            weight and bias.
+        compute: The same function, by rms_norm: from x, normalized_shape, eps, weight and bias. It
+            raises TypeError or ValueError for what only torch's operations compute.
     """
 
     text: str
     parameters: tuple[str, ...]
     definition: Callable[..., Tensor]
-    compute: Callable[[Tensor, int, float | None, Tensor | None, Tensor | None], Tensor]
+    compute: Callable[[Tensor, tuple[int, ...], float | None, Tensor | None, Tensor | None], Tensor]
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -79,9 +79,9 @@ def _define_by_torch(x: Tensor, eps: float, weight: Tensor | None = None) -> Ten
 
 
 def _by_torch(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps)
+    return rms_norm(x, shape, weight, eps)
 
 
 def _define_before_weight_by_torch(x: Tensor, eps: float, weight: Tensor) -> Tensor:
@@ -92,19 +92,19 @@ def _define_before_weight_by_torch(x: Tensor, eps: float, weight: Tensor) -> Ten
 
 
 def _once(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, out_dtype=x.dtype)
+    return rms_norm(x, shape, weight, eps, out_dtype=x.dtype)
 
 
 def _once_around_zero(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, weight_offset=1.0, out_dtype=x.dtype)
+    return rms_norm(x, shape, weight, eps, weight_offset=1.0, out_dtype=x.dtype)
 
 
 def _before_weight(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     out_dtype = x.dtype
     for parameter in (weight, bias):
@@ -112,7 +112,7 @@ def _before_weight(
             out_dtype = torch.promote_types(out_dtype, parameter.dtype)
     return rms_norm(
         x,
-        x.shape[-dims:],
+        shape,
         weight,
         eps,
         bias=bias,
@@ -122,33 +122,33 @@ def _before_weight(
 
 
 def _before_weight_by_torch(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     if autocast_dtype(x) is None:
-        return _before_weight(x, dims, eps, weight, bias)
+        return _before_weight(x, shape, eps, weight, bias)
     assert weight is not None
-    return weight * rms_norm(x, x.shape[-dims:], None, eps)
+    return weight * rms_norm(x, shape, None, eps)
 
 
 def _by_weight_dtype(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     assert weight is not None
     if weight.dtype not in _HALF:
-        out_dtype = torch.promote_types(weight.dtype, torch.promote_types(x.dtype, torch.float32))
-        return rms_norm(x, x.shape[-dims:], weight, eps, out_dtype=out_dtype)
+        if x.dtype == torch.float64 != weight.dtype:
+            # Classes differ in whether they convert x, and recognition takes that for equal.
+            raise TypeError("weight: expected float64, as x is, got float32")
+        return rms_norm(x, shape, weight, eps, out_dtype=weight.dtype)
     if x.dtype == weight.dtype:
-        return rms_norm(
-            x, x.shape[-dims:], weight, eps, rounding="before_weight", out_dtype=x.dtype
-        )
+        return rms_norm(x, shape, weight, eps, rounding="before_weight", out_dtype=x.dtype)
     # No rounding of rms_norm is to the dtype of the weight.
-    return weight * rms_norm(x, x.shape[-dims:], None, eps, out_dtype=weight.dtype)
+    return weight * rms_norm(x, shape, None, eps, out_dtype=weight.dtype)
 
 
 def _of_rstd(
-    x: Tensor, dims: int, eps: float | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return rms_norm(x, x.shape[-dims:], weight, eps, rounding="rstd", out_dtype=x.dtype)
+    return rms_norm(x, shape, weight, eps, rounding="rstd", out_dtype=x.dtype)
 
 
 # Torch's own function, whose result is float32 under autocast on CUDA. torch.nn.RMSNorm is

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping
 from ctypes import c_float
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import inf
 from numbers import Real
 from types import NoneType
 from typing import Any
@@ -92,19 +93,33 @@ _COMPARED: tuple[tuple[tuple[Trace, ...], str | None, _Circumstances], ...] = (
 
 @dataclass(frozen=True)
 class Norm:
-    """A formula with what a module adds to it: eps and the names of its parameters."""
+    """A formula with what a module adds to it: eps and the names of its parameters.
+
+    Raises:
+        Unrecognised: torch computes with an eps that this library refuses.
+    """
 
     formula: Formula
     eps: float | None
     weight: str | None
     bias: str | None = None
-    dims: int = 1  # normalized ones
+    shape: tuple[int, ...] | None = None  # the normalized one; None: the last dimension of x
 
-    def compute(self, module: Module, x: Tensor) -> Tensor:
-        """The forward of the module, by this library."""
-        weight = None if self.weight is None else getattr(module, self.weight)
-        bias = None if self.bias is None else getattr(module, self.bias)
-        return self.formula.compute(x, self.dims, self.eps, weight, bias)
+    def __post_init__(self) -> None:
+        if self.eps is not None and not 0 <= self.eps < inf:
+            raise Unrecognised(f"its eps is {self.eps}")
+
+    def compute(self, module: Module, x: Any) -> Tensor | None:
+        """The forward of the module, by this library; None, before anything is computed, for an
+        argument that this library refuses and the module's own forward may not."""
+        try:
+            weight = None if self.weight is None else getattr(module, self.weight)
+            bias = None if self.bias is None else getattr(module, self.bias)
+            shape = x.shape[-1:] if self.shape is None else self.shape
+            return self.formula.compute(x, shape, self.eps, weight, bias)
+        # What is no tensor lacks the attributes of one.
+        except (AttributeError, TypeError, ValueError):
+            return None
 
 
 _COMMUTATIVE = ("add", "mul")
@@ -160,7 +175,11 @@ def _require_alike(
 
 def _compared(formula: Formula, expression: Callable[[Trace], Expression]) -> Norm | str | None:
     """The formula with the names and the eps that it has in the expressions; None if these are of
-    another formula, or what is different if that shows in unusual circumstances alone."""
+    another formula, or what is different if that shows in unusual circumstances alone.
+
+    Raises:
+        Unrecognised: Of this formula, with an eps that this library has no number for.
+    """
     names: dict[str, Any] = {}
     eps = {}
     for traces, where, circumstances in _COMPARED:
@@ -172,10 +191,7 @@ def _compared(formula: Formula, expression: Callable[[Trace], Expression]) -> No
             names = bound
         for trace in traces:
             _require_alike(expression, trace, circumstances)
-    try:
-        return Norm(formula, _eps(eps), names.get("weight"), names.get("bias"))
-    except Unrecognised as error:
-        return str(error)
+    return Norm(formula, _eps(eps), names.get("weight"), names.get("bias"))
 
 
 def _eps(of: Mapping[Trace, float]) -> float | None:
@@ -197,10 +213,10 @@ def _of_torch(module: Module) -> Norm:
     if not isinstance(module.eps, (Real, NoneType)):
         raise Unrecognised(f"its eps is a {type(module.eps).__name__}")
     eps = None if module.eps is None else float(module.eps)
-    dims = len(module.normalized_shape)
+    shape = tuple(module.normalized_shape)
     if module.weight is None:
-        return Norm(TORCH_UNWEIGHTED, eps, None, dims=dims)
-    return Norm(TORCH_WEIGHTED, eps, "weight", dims=dims)
+        return Norm(TORCH_UNWEIGHTED, eps, None, shape=shape)
+    return Norm(TORCH_WEIGHTED, eps, "weight", shape=shape)
 
 
 def _recognise(module: Module) -> Norm:

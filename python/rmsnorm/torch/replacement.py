@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MethodType, TracebackType
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
-from torch import Tensor
 from torch.nn import Module, Parameter
 
 import rmsnorm
@@ -32,6 +32,11 @@ _OTHER_NORMS = (
 
 # The attribute of a module in which its norm is.
 _NORM = "_rmsnorm_norm"
+# The one derived class of each class, in its __dict__: a table here would keep every class alive.
+_DERIVED = "_rmsnorm_derived"
+# The class that a derived one was made from, in the __dict__ of the latter. It tells a derived class
+# after another import of this module, too, which has another _Replaced.
+_ORIGINAL = "_rmsnorm_original"
 
 
 class _Replaced:
@@ -41,24 +46,40 @@ class _Replaced:
     of the model's class, for whoever has kept this one in a derived class or a hook.
     """
 
-    _rmsnorm_original: ClassVar[type[Module]]
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Classes made here have no name that pickle could find.
         reduced: Any = super().__reduce_ex__(protocol)
-        make, (kind, *arguments), *rest = reduced
-        original = self._rmsnorm_original
-        if kind is not vars(original)[_DERIVED]:
+        if not isinstance(reduced, tuple):
             return reduced
-        return _new, (make, original, *arguments), *rest
+        parts, rest = (reduced[0], *reduced[1]), reduced[2:]
+        if not any(_is_derived(part) for part in parts):
+            # The class's own way to make a module, which is an ordinary one.
+            return *reduced[:2], *_without_norm(*rest)
+        if not any(_is_made_here(part) for part in parts):
+            return reduced
+        # Classes made here have no name that pickle could find.
+        original = getattr(self, _ORIGINAL)
+        return _new, (original, *(original if _is_made_here(p) else p for p in parts)), *rest
 
 
-def _new(make: Callable[..., Any], original: type[Module], *arguments: Any) -> Any:
-    return make(_replaced_class(original), *arguments)
+def _without_norm(state: Any = None, *rest: Any) -> tuple[Any, ...]:
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if name != _NORM}
+    return state, *rest
 
 
-# The one derived class of each, in its __dict__: a table here would keep every class alive.
-_DERIVED = "_rmsnorm_derived"
+def _new(original: type[Module], *parts: Any) -> Any:
+    """What the first part makes of the others, the derived class standing for the original."""
+    make, *arguments = (_replaced_class(original) if p is original else p for p in parts)
+    return make(*arguments)
+
+
+def _is_derived(value: object) -> bool:
+    """Whether it is a class made here, or derived from one."""
+    return isinstance(value, type) and hasattr(value, _ORIGINAL)
+
+
+def _is_made_here(value: object) -> bool:
+    return isinstance(value, type) and _ORIGINAL in vars(value)
 
 
 def _replaced_class(original: type[Module]) -> type[Module]:
@@ -67,7 +88,9 @@ def _replaced_class(original: type[Module]) -> type[Module]:
     Raises:
         Unrecognised: None can be: what the class has its derived classes go through refuses it.
     """
-    if _DERIVED not in vars(original):
+    known = vars(original).get(_DERIVED)
+    # Another import's would name functions to pickle that are no longer those of their names.
+    if known is None or not issubclass(known, _Replaced):
         try:
             setattr(original, _DERIVED, _derived_class(original))
         # An __init_subclass__ or metaclass may raise anything.
@@ -81,28 +104,27 @@ def _derived_class(original: type[Module]) -> type[Module]:
     signature = inspect.signature(original.forward)
     _, argument = signature.parameters
 
-    def forward(self: Module, *inputs: Tensor, **named: Tensor) -> Any:
+    def forward(self: Module, *inputs: Any, **named: Any) -> Any:
         norm: Norm | None = getattr(self, _NORM, None)
-        if norm is None:
-            return original.forward(self, *inputs, **named)
-        if len(inputs) + len(named) != 1 or not named.keys() <= {argument}:
-            raise TypeError(f"forward: expected one argument, {argument}")
-        x = inputs[0] if inputs else named[argument]
-        return norm.compute(self, x)
+        if norm is not None and len(inputs) + len(named) == 1 and named.keys() <= {argument}:
+            y = norm.compute(self, inputs[0] if inputs else named[argument])
+            if y is not None:
+                return y
+        return original.forward(self, *inputs, **named)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     members = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "_rmsnorm_original": original,
+        _ORIGINAL: original,
         "forward": forward,
     }
     return type(original.__name__, (_Replaced, original), members)
 
 
 def _replace(module: Module, norm: Norm) -> None:
-    if not isinstance(module, _Replaced):
+    if not _is_derived(type(module)):
         _change_class(module, _replaced_class(type(module)))
     vars(module)[_NORM] = norm
 
@@ -110,9 +132,8 @@ def _replace(module: Module, norm: Norm) -> None:
 def _restore(module: Module) -> None:
     """Ends what _replace began, beneath whatever has been put on the module since."""
     vars(module).pop(_NORM, None)
-    kind = type(module)
-    if isinstance(module, _Replaced) and kind is vars(module._rmsnorm_original)[_DERIVED]:
-        _change_class(module, module._rmsnorm_original)
+    if _is_made_here(type(module)):
+        _change_class(module, getattr(module, _ORIGINAL))
 
 
 def _change_class(module: Module, kind: type[Module]) -> None:
@@ -135,6 +156,11 @@ def require_supported(module: Module) -> None:
             raise Unrecognised(f"{name} is a {type(parameter).__name__}")
         if parameter.dtype not in _DTYPES:
             raise Unrecognised(f"{name} is of dtype {str(parameter.dtype).removeprefix('torch.')}")
+        if parameter.numel() == 1:
+            raise Unrecognised(f"{name} has one element, which may stand for rows of any length")
+        # Where a class shows something else by that name, its forward may read either.
+        if getattr(module, name) is not parameter:
+            raise Unrecognised(f"its attribute {name} is not its parameter of that name")
         device = parameter.device.type
         if device == "cuda" and not rmsnorm.info()["cuda"]["built"]:
             raise Unrecognised(f"{name} is on cuda, which this build has no kernels for")
@@ -142,11 +168,30 @@ def require_supported(module: Module) -> None:
             raise Unrecognised(f"{name} is on {device}, which this library has no kernels for")
 
 
+@contextmanager
+def leaving_what_raises() -> Iterator[None]:
+    """Raises Unrecognised for any exception: the code of a model's class runs within, its
+    attributes' __eq__ and its own __setattr__ for instance, and may raise anything."""
+    try:
+        yield
+    except Unrecognised:
+        raise
+    except Exception as error:
+        raise Unrecognised(f"its class or attributes raise {_text(error)}") from error
+
+
+def _text(error: Exception) -> str:
+    kind = type(error).__name__
+    with suppress(Exception):  # of the __str__ of somebody else's class
+        return f"{kind}: {error}"
+    return kind
+
+
 def _require_replaceable(module: Module) -> None:
     """Raises Unrecognised for a module whose formula may be known and cannot be replaced."""
     if isinstance(module, RMSNorm):
         raise Unrecognised("it is this library's")
-    if _NORM in vars(module):
+    if _is_derived(type(module)) and _NORM in vars(module):
         raise Unrecognised("it was replaced before")
     if not _forward_is_reached(module):
         raise Unrecognised("its forward was replaced by somebody else")
@@ -269,7 +314,8 @@ def replace_rms_norms(model: Module) -> Report:
     1/sqrt(mean(x**2) + eps), except that float64 input is computed in float64 throughout, where
     most models go through float32.
 
-    eps is read now: changing the attribute later has no effect. Call it before torch.compile.
+    eps is read now: changing the attribute later has no effect. Call it before torch.compile. A
+    call with what this library refuses, as integers are, is computed by the module's own forward.
     The modules can be copied and pickled, and are replaced in the copy too.
 
     Args:
@@ -280,6 +326,8 @@ def replace_rms_norms(model: Module) -> Report:
 
     Raises:
         TypeError: model is not a torch.nn.Module.
+
+    An exception that is no Exception, as KeyboardInterrupt, leaves the model as it was.
 
     Examples:
         >>> import torch
@@ -294,17 +342,21 @@ def replace_rms_norms(model: Module) -> Report:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     recognition = Recognition()
     replaced, left = [], []
-    for name, module in model.named_modules():
-        if not _may_be_rms_norm(module):
-            continue
-        kind = type(module).__name__
-        try:
-            _require_replaceable(module)
-            _restore(module)  # An undo may have left the class, beneath what is gone now.
-            norm = recognition.of(module)
-            _replace(module, norm)
-        except Unrecognised as error:
-            left.append(LeftNorm(name, module, kind, str(error)))
-        else:
-            replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
+    with ExitStack() as undo:  # for what goes through, KeyboardInterrupt for instance
+        for name, module in model.named_modules():
+            kind = type(module).__name__
+            try:
+                with leaving_what_raises():
+                    if not _may_be_rms_norm(module):
+                        continue
+                    _require_replaceable(module)
+                    _restore(module)  # An undo may have left the class, beneath what is gone now.
+                    norm = recognition.of(module)
+                    undo.callback(_restore, module)
+                    _replace(module, norm)
+            except Unrecognised as error:
+                left.append(LeftNorm(name, module, kind, str(error)))
+            else:
+                replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
+        undo.pop_all()
     return Report(replaced, left)

@@ -1,0 +1,208 @@
+"""replace_rms_norms on modules whose own code raises: each is left, and the others are replaced."""
+
+import functools
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from rmsnorm.torch import replace_rms_norms
+from torch import nn
+
+N = 32
+
+
+def formula(self, x, eps=1e-6):
+    wide = x.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return self.weight * (wide * rstd).to(x.dtype)
+
+
+def plain(self, x):
+    return formula(self, x)
+
+
+class Parent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, N))
+
+
+def norm_of(forward, **members):
+    return type("SomeRMSNorm", (Parent,), {"forward": forward, **members})()
+
+
+def between_two_norms(*modules):
+    return nn.Sequential(nn.RMSNorm(N), *modules, nn.RMSNorm(N))
+
+
+def assert_left(reason, *modules):
+    """The last of the modules alone is left, as it was."""
+    model = between_two_norms(*modules)
+    left_one = modules[-1]
+    kind, members = type(left_one), set(vars(left_one))
+    report = replace_rms_norms(model)
+    assert [left.module for left in report.left] == [left_one]
+    assert re.search(reason, report.left[0].reason), report.left[0].reason
+    assert len(report.replaced) == len(model) - 1
+    assert type(left_one) is kind and set(vars(left_one)) == members
+    assert "1 left" in str(report)
+    report.undo()
+    assert type(model[0]) is nn.RMSNorm
+
+
+class Descriptor:
+    def __get__(self, module, kind=None):
+        return self if module is None else functools.partial(formula, module)
+
+    def __call__(self, module, x):
+        return formula(module, x)
+
+
+FORWARDS = {
+    "without a signature": (staticmethod(torch.relu), "ValueError: no signature"),
+    "none": (None, "TypeError: None is not a callable"),
+    "property": (property(lambda self: lambda x: 2 * x), "TypeError: .* is not a callable"),
+    "descriptor": (Descriptor(), "ValueError: no signature"),
+}
+
+
+@pytest.mark.parametrize("what", FORWARDS)
+def test_a_forward_that_is_no_function(what):
+    forward, reason = FORWARDS[what]
+    assert_left(reason, norm_of(forward))
+
+
+def test_a_class_that_cannot_be_changed():
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise AttributeError("frozen")
+        nn.Module.__setattr__(self, name, value)
+
+    assert_left("AttributeError: frozen", norm_of(plain, __setattr__=__setattr__))
+
+
+class Hostile:
+    """An attribute of a module; two that are not the same have the same hash."""
+
+    def __hash__(self):
+        return 1
+
+
+class WithoutHash(Hostile):
+    def __hash__(self):
+        raise RuntimeError("no hash")
+
+
+class WithoutEquality(Hostile):
+    def __eq__(self, other):
+        raise RuntimeError("no equality")
+
+    __hash__ = Hostile.__hash__
+
+
+class EqualInPart(Hostile):
+    def __eq__(self, other):
+        return np.array([True, False])
+
+    __hash__ = Hostile.__hash__
+
+
+@pytest.mark.parametrize("kind", [WithoutHash, WithoutEquality, EqualInPart])
+def test_attributes_that_cannot_be_compared(kind):
+    """Two modules of the same class have them, which could be looked at once if they were equal."""
+    first, second = (norm_of(plain) for _ in range(2))
+    second.__class__ = type(first)
+    first.config, second.config = kind(), kind()
+    model = between_two_norms(first, second)
+    report = replace_rms_norms(model)
+    assert len(report.replaced) + len(report.left) == len(model)
+    assert {model[0], model[-1]} <= {norm.module for norm in report.replaced}
+    report.undo()
+    assert type(model[0]) is nn.RMSNorm and type(first) is type(second)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise self
+
+
+def test_an_exception_that_cannot_be_printed():
+    def forward(self, x):
+        raise Unprintable
+
+    assert_left("Unprintable", norm_of(forward))
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_all_or_nothing(error):
+    """What is no Exception goes through, and the model is then as it was."""
+
+    def forward(self, x):
+        raise error("now")
+
+    model = between_two_norms(norm_of(plain), norm_of(forward))
+    before = [(type(module), set(vars(module))) for module in model]
+    with pytest.raises(error, match="now"):
+        replace_rms_norms(model)
+    assert [(type(module), set(vars(module))) for module in model] == before
+
+
+def test_all_or_nothing_if_the_modules_cannot_be_listed():
+    class Model(nn.Sequential):
+        def named_modules(self, *arguments, **named):
+            yield "first", self[0]
+            raise ValueError("no more")
+
+    model = Model(nn.RMSNorm(N), nn.RMSNorm(N))
+    with pytest.raises(ValueError, match="no more"):
+        replace_rms_norms(model)
+    assert type(model[0]) is nn.RMSNorm and "_rmsnorm_norm" not in vars(model[0])
+
+
+# eps that this library refuses and torch does not.
+
+
+@pytest.mark.parametrize("eps", [-1e-3, float("inf"), float("nan")])
+def test_an_eps_that_this_library_refuses(eps):
+    def forward(self, x):
+        return self.weight * nn.functional.rms_norm(x, (N,), eps=eps)
+
+    assert_left(f"its eps is {eps}", nn.RMSNorm(N, eps))
+    for written in (forward, lambda self, x: formula(self, x, eps)):
+        # An expression with NaN is not equal to itself.
+        assert_left("" if math.isnan(eps) else f"its eps is {eps}", norm_of(written))
+
+
+def test_an_eps_that_no_float_holds():
+    assert_left("OverflowError", nn.RMSNorm(N, 10**400))
+
+
+# Parameters.
+
+
+def test_a_property_that_hides_a_parameter():
+    class Shadowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._parameters["weight"] = nn.Parameter(torch.ones(N))
+
+        @property
+        def weight(self):
+            return 3 * self._parameters["weight"]
+
+    def forward(self, x):
+        wide = x.float()
+        rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self._parameters["weight"] * (wide * rstd).to(x.dtype)
+
+    module = type("ShadowedRMSNorm", (Shadowed,), {"forward": forward})()
+    assert_left("its attribute weight is not its parameter", module)
+
+
+def test_a_weight_of_one_element():
+    """Each call would be refused, since no row of x is as long."""
+    module = norm_of(plain)
+    module.weight = nn.Parameter(torch.tensor([2.0]))
+    assert_left("weight has one element", module)
