@@ -310,9 +310,9 @@ def replace_rms_norms(model: Module) -> Report:
     nothing else, for every combination of float16, bfloat16 and float32, in training and evaluation,
     with gradients and without, and under autocast for CUDA; what it does for particular sizes
     alone, or to global variables, is not seen. The names of its class and of those that it derives
-    from only tell where to look. Everything else is left, and the report says why. Results differ from the original's by the last bits of
-    1/sqrt(mean(x**2) + eps), except that float64 input is computed in float64 throughout, where
-    most models go through float32.
+    from only tell where to look. Everything else is left, and the report says why. Results differ
+    from the original's by the last bits of 1/sqrt(mean(x**2) + eps), except that float64 input is
+    computed in float64 throughout, where most models go through float32.
 
     eps is read now: changing the attribute later has no effect. Call it before torch.compile. A
     call with what this library refuses, as integers are, is computed by the module's own forward.
