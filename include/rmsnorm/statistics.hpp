@@ -54,12 +54,13 @@ struct RowScale {
   double rest;
 };
 
-// Of the mean square v of a row that is scaled so that v is in the safe range.
+// Of the mean square v of a row that is scaled so that v is in the safe range; it may be NaN where
+// no element counts.
 template <class C>
 RMSNORM_HOST_DEVICE inline RowScale scale_of_root(double v, int exponent) {
   const double r = reciprocal_root<C>(v);
   const double rest = 0.5 * r * root_residual(v, r);
-  if (exponent == 0) return {r, 0, rest};
+  if (exponent == 0 || !(v > 0.0) || !(v - v == 0.0)) return {r, exponent, rest};
   const int moved = std::ilogb(r) + (exponent < 0 ? 1 : 0);
   return {std::ldexp(r, -moved), exponent + moved, std::ldexp(rest, -moved)};
 }
