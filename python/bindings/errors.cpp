@@ -26,7 +26,7 @@ std::string formatted(const char* format, va_list arguments) {
 
 // As Python prints a tuple of integers; of a long one the beginning and its length.
 std::string tuple_text(const std::int64_t* values, int count) {
-  constexpr std::size_t longest = 48;
+  constexpr std::size_t longest = 32;
   std::string text = "(";
   for (int i = 0; i < count; ++i) {
     if (i > 0) text += ", ";
@@ -119,12 +119,14 @@ std::string expected_shape_text(Argument argument, const Call& call) {
       raise(PyExc_ValueError, "axis: expected %d <= axis < %d for x of shape %s, got %d",
             -call.x.rank, call.x.rank, shape_text(call.x).c_str(), static_cast<int>(call.axis));
     case Argument::eps:
-      raise(PyExc_ValueError, "eps: expected a finite number >= 0, got %g", call.eps);
+      raise(PyExc_ValueError, "eps: expected a finite number >= 0, got %s",
+            number_text(call.eps).c_str());
     case Argument::weight_offset:
-      raise(PyExc_ValueError, "weight_offset: expected a finite number, got %g",
-            call.weight_offset);
+      raise(PyExc_ValueError, "weight_offset: expected a finite number, got %s",
+            number_text(call.weight_offset).c_str());
     case Argument::partial:
-      raise(PyExc_ValueError, "partial: expected a number in (0, 1], got %g", call.partial);
+      raise(PyExc_ValueError, "partial: expected a number in (0, 1], got %s",
+            number_text(call.partial).c_str());
     default: raise(PyExc_ValueError, "%s: is outside its range", call.python_name(argument));
   }
 }
@@ -260,10 +262,11 @@ void raise_status(const Status& status, const Call& call) {
     case Code::invalid_dtype: raise_unsupported_dtype(rmsnorm::name(view->dtype), *view);
     case Code::unexpected:
       if (argument == Argument::weight_offset)
-        raise(PyExc_ValueError, "weight_offset: %g was given without weight; expected a weight",
-              call.weight_offset);
+        raise(PyExc_ValueError, "weight_offset: %s was given without weight; expected a weight",
+              number_text(call.weight_offset).c_str());
       if (argument == Argument::partial)
-        raise(PyExc_ValueError, "partial: %g was given with mean_square; expected 1", call.partial);
+        raise(PyExc_ValueError, "partial: %s was given with mean_square; expected 1",
+              number_text(call.partial).c_str());
       break;
     case Code::null_data:
       raise(PyExc_ValueError, "%s: has shape %s and no memory behind it", name,

@@ -191,8 +191,8 @@ const Jax* jax() {
   References references;
   nb::object module = imported("jax");
   Jax found;
-  found.array = references.attribute(module, "Array");
-  found.tracer = references.attribute(imported("jax.core"), "Tracer");
+  found.array = as_object(references.type(module, "Array")).ptr();
+  found.tracer = as_object(references.type(imported("jax.core"), "Tracer")).ptr();
   found.from_dlpack = references.attribute(imported("jax.dlpack"), "from_dlpack");
   found.config = references.attribute(module, "config");
   if (found.array == nullptr || found.from_dlpack == nullptr || found.config == nullptr)

@@ -105,7 +105,8 @@ class Nesting {
     if (outermost == 0) {
       outermost = address;
       is_outermost_ = true;
-    } else if (outermost - address > most_bytes) {  // stacks grow downwards
+    } else if (address < outermost && outermost - address > most_bytes) {
+      // Stacks grow downwards. Above the outermost call is none within it: greenlets switch stacks.
       raise(PyExc_RecursionError, "rmsnorm: calls within each other take more than %d KiB of stack",
             static_cast<int>(most_bytes / 1024));
     }

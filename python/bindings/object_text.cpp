@@ -56,6 +56,14 @@ std::string repr_text(nb::handle object) { return text_by(PyObject_Repr, object)
 
 std::string str_text(nb::handle object) { return text_by(PyObject_Str, object); }
 
+std::string number_text(double value) {
+  char* const text = PyOS_double_to_string(value, 'r', 0, 0, nullptr);
+  if (text == nullptr) throw nb::python_error();
+  std::string copy = text;
+  PyMem_Free(text);
+  return copy;
+}
+
 std::string type_text(nb::handle object) {
   const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())));
   const std::string module = name_of(type, "__module__");

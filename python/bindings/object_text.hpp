@@ -15,6 +15,9 @@ namespace nb = nanobind;
 std::string repr_text(nb::handle object);
 std::string str_text(nb::handle object);
 
+// The shortest text of a number that is no other's: "%g" would show 0.9999999 as 1.
+std::string number_text(double value);
+
 // The type of an object as users know it: "list", "pandas.Series".
 std::string type_text(nb::handle object);
 

@@ -216,8 +216,10 @@ Status make_parameters(const Call& call, MeanSquareParams& p) {
 Status make_parameters(const Call& call, BackwardParams& p) {
   const ArrayView &weight = call.weight, &dweight = call.gradients->dweight;
   if (dweight.present() && !std::equal(weight.sizes, weight.sizes + weight.rank, dweight.sizes,
-                                       dweight.sizes + dweight.rank))
-    return {Code::invalid_size, Argument::dweight};
+                                       dweight.sizes + dweight.rank)) {
+    const Status status = check_shape(call, Argument::weight);  // which decides
+    return status.ok() ? Status{Code::invalid_size, Argument::dweight} : status;
+  }
   p.eps = call.eps;
   p.weight_offset = call.weight_offset;
   p.partial = call.partial;

@@ -37,7 +37,8 @@ nb::object new_numpy(DType dtype, const std::int64_t* sizes, int rank) {
   PyObject* descr = numpy_dtype(dtype);
   if (descr == nullptr)
     raise(PyExc_ValueError,
-          "out_dtype: NumPy arrays of bfloat16 are made by ml_dtypes; import ml_dtypes first");
+          "result: its dtype is bfloat16, and NumPy arrays of that are made by ml_dtypes; import "
+          "ml_dtypes first");
   nb::object shape = shape_tuple(sizes, rank);
   PyObject* arguments[] = {shape.ptr(), descr};
   return checked(PyObject_Vectorcall(numpy()->empty, arguments, 2, nullptr));
@@ -73,7 +74,8 @@ nb::object new_cupy(const ArrayView& like, DType dtype, const std::int64_t* size
   PyObject* descr = numpy_dtype(dtype);
   if (descr == nullptr)
     raise(PyExc_ValueError,
-          "out_dtype: CuPy arrays of bfloat16 are made by ml_dtypes; import ml_dtypes first");
+          "result: its dtype is bfloat16, and CuPy arrays of that are made by ml_dtypes; import "
+          "ml_dtypes first");
   nb::object device = nb::handle(cupy()->device)(like.device.id);
   device.attr("__enter__")();
   nb::object shape = shape_tuple(sizes, rank);
@@ -139,13 +141,35 @@ void allocate_here(const ArrayView& like, DType dtype, const Placement& placemen
   }
 }
 
+bool jax_has_x64() {
+  try {
+    const nb::object enabled = nb::handle(jax()->config).attr("jax_enable_x64");
+    const int truth = PyObject_IsTrue(enabled.ptr());
+    if (truth < 0) throw nb::python_error();
+    return truth == 1;
+  } catch (nb::python_error& error) {
+    raise_from(error, PyExc_RuntimeError, "x: asking JAX for its jax_enable_x64 failed");
+  }
+}
+
 // Without its x64 mode JAX turns a float64 array into a float32 one as it takes it over.
 void require_jax_dtype(DType dtype) {
-  if (dtype == DType::f64 && !nb::cast<bool>(nb::handle(jax()->config).attr("jax_enable_x64")))
+  if (dtype == DType::f64 && !jax_has_x64())
     raise(
         PyExc_ValueError,
         "x: the result or its rstd is a float64 JAX array, which takes jax_enable_x64; enable it, "
         "or pass no float64 array and no out_dtype of float64");
+}
+
+// Whether the elements follow each other in row-major order.
+bool is_dense(const ArrayView& view) {
+  if (std::count(view.sizes, view.sizes + view.rank, 0) > 0) return true;
+  std::int64_t stride = 1;
+  for (int d = view.rank - 1; d >= 0; --d) {
+    if (view.sizes[d] != 1 && view.strides[d] != stride) return false;
+    stride *= view.sizes[d];
+  }
+  return true;
 }
 
 // Whether an argument begins where a new array does, whose library or what its user put in between
@@ -173,16 +197,16 @@ void Output::accept(nb::handle out, const char* name) {
 void Output::adopt(nb::object array, DType dtype, const std::int64_t* sizes, int rank) {
   array_ = std::move(array);
   read_array(array_, "result", Access::write, view_);
-  if (view_.pending == Pending::memory) read_memory(view_);
+  if (view_.pending == Pending::memory && read_memory(view_)) refuse_negative_bit(view_);
   if (view_.pending == Pending::stream) read_on_stream(view_, placement_.stream);
   const bool in_place =
       placement_.on_cuda ? view_.on_cuda() && view_.device.id == placement_.device : view_.on_cpu();
   if (!in_place || view_.framework != call_.x.framework || view_.dtype != dtype ||
-      view_.rank != rank || !std::equal(sizes, sizes + rank, view_.sizes) ||
+      view_.rank != rank || !std::equal(sizes, sizes + rank, view_.sizes) || !is_dense(view_) ||
       is_shared(call_, view_))
     raise(PyExc_RuntimeError,
-          "result: new memory was asked of x's library, which gave %s in place of an array of "
-          "dtype %s and the shape wanted, on x's device and apart from the arguments",
+          "result: new memory was asked of x's library, which gave %s in place of a compact array "
+          "of dtype %s and the shape wanted, on x's device and apart from the arguments",
           type_text(array_).c_str(), name(dtype));
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "errors.hpp"
+#include "foreign.hpp"
 
 namespace rmsnorm::python {
 namespace {
@@ -93,7 +94,9 @@ std::string name_meant(const Definition& function, nb::handle keyword) {
   return hint([&] { return nearest_name(function, keyword); });
 }
 
+// Classes of arrays may be registered as numbers.
 bool is_number(nb::handle value) {
+  if (find_attribute(value, "__dlpack__").is_valid()) return false;
   const nb::object number = nb::module_::import_("numbers").attr("Number");
   const int result =
       PyObject_IsSubclass(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), number.ptr());

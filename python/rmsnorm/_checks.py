@@ -34,15 +34,20 @@ def repr_text(value: object) -> str:
         return f"an object of type {type_text(value)} that cannot be shown"
 
 
+def number_text(value: float) -> str:
+    """As the array functions show it: the shortest text that is no other number's."""
+    return repr(float(value)).removesuffix(".0")
+
+
 def checked_eps(eps: float) -> float:
     if not (eps >= 0 and math.isfinite(eps)):
-        raise ValueError(f"eps: expected a finite number >= 0, got {eps:g}")
+        raise ValueError(f"eps: expected a finite number >= 0, got {number_text(eps)}")
     return eps
 
 
 def checked_partial(partial: float) -> float:
     if not 0 < partial <= 1:
-        raise ValueError(f"partial: expected a number in (0, 1], got {partial:g}")
+        raise ValueError(f"partial: expected a number in (0, 1], got {number_text(partial)}")
     return partial
 
 
@@ -57,10 +62,12 @@ def checked_rounding(rounding: str) -> Rounding:
 
 def checked_weight_offset(weight_offset: float, has_weight: bool) -> float:
     if not math.isfinite(weight_offset):
-        raise ValueError(f"weight_offset: expected a finite number, got {weight_offset:g}")
+        raise ValueError(
+            f"weight_offset: expected a finite number, got {number_text(weight_offset)}"
+        )
     if weight_offset != 0 and not has_weight:
         raise ValueError(
-            f"weight_offset: {weight_offset:g} was given without weight; expected a weight"
+            f"weight_offset: {number_text(weight_offset)} was given without weight; expected a weight"
         )
     return weight_offset
 

@@ -1,8 +1,10 @@
 """What wrong keywords and positions are answered with, and that no message echoes long values."""
 
+import numbers
 import re
 import sys
 
+import dlpack_producer
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -194,6 +196,24 @@ def test_strange_keywords(keyword):
     text.encode()
 
 
+def test_numbers_that_are_almost_right():
+    text = message_of(ValueError, rmsnorm.rms_norm, X, partial=1.0000001)
+    assert text == "partial: expected a number in (0, 1], got 1.0000001"
+    statistic = np.ones(len(X), np.float32)
+    options = {"mean_square": statistic, "partial": 0.9999999}
+    text = message_of(ValueError, rmsnorm.rms_norm_backward, X, X, **options)
+    assert text == "partial: 0.9999999 was given with mean_square; expected 1"
+
+
+def test_an_array_that_is_registered_as_a_number():
+    class Both(dlpack_producer.Producer):
+        pass
+
+    numbers.Number.register(Both)
+    text = message_of(TypeError, rmsnorm.rms_norm, X.astype(int), Both(X[0]))
+    assert text.startswith("x: expected dtype")
+
+
 def test_a_keyword_that_comes_twice():
     class Other(str):
         """Of another hash, so that a dictionary holds both."""
@@ -212,6 +232,9 @@ def test_long_numbers_and_long_shapes():
     text = message_of(ValueError, rmsnorm.rms_norm, ones, np.ones(2, np.float32))
     assert text.startswith("weight: expected shape (1,), or with leading dimensions that broadcast")
     assert "1, ...), 64 dimensions, got (2,)" in text and len(text) < 310
+    many = np.ones((2,) * 32, np.float32)
+    text = message_of(ValueError, rmsnorm.rms_norm, ones, many, axis=-32)
+    assert text.startswith("weight: expected shape (1, 1") and len(text) < 310
     wide = np.lib.stride_tricks.as_strided(X, (2**14,) * 4, (0,) * 4)
     text = message_of(ValueError, rmsnorm.rms_norm, X, out=wide)
     assert "got (16384, 16384, 16384, 16384)" in text and len(text) < 310

@@ -124,6 +124,101 @@ def test_endless_calls_within_calls_on_a_small_stack():
     assert (result.returncode, result.stdout) == (0, 2 * expected), result.stderr
 
 
+def test_a_call_while_another_one_s_stack_is_switched_away():
+    """greenlets copy stacks, so that a call may begin above one that has not ended."""
+    greenlet = pytest.importorskip("greenlet")
+    main, x = greenlet.getcurrent(), np.ones(8, np.float32)
+
+    class Waiting(Producer):
+        def __dlpack__(self, **options):
+            main.switch()
+            return super().__dlpack__(**options)
+
+    def deep(n):
+        return rmsnorm.rms_norm(Waiting(x)) if n == 0 else list(map(deep, [n - 1]))
+
+    inner = greenlet.greenlet(lambda: deep(20))
+    inner.switch()
+    np.testing.assert_array_equal(rmsnorm.rms_norm(x), rmsnorm.rms_norm(x))
+    inner.switch()
+    assert inner.dead
+
+
+def test_a_stand_in_for_jax():
+    """Its Array is no type. Real arrays are known when it is gone."""
+    result = in_a_process(f"""
+        import sys
+        from unittest.mock import MagicMock, patch
+        import numpy as np, rmsnorm
+        sys.path.insert(0, {PATH!r})
+        from dlpack_producer import Producer
+
+        mock = MagicMock()
+        with patch.dict(sys.modules, {{"jax": mock, "jax.dlpack": mock.dlpack, "jax.core": mock.core}}):
+            print(type(rmsnorm.rms_norm(Producer(np.ones(8, np.float32)))).__name__)
+            try:
+                rmsnorm.rms_norm(5)
+            except TypeError as error:
+                print(error)
+        import jax.numpy
+        print(isinstance(rmsnorm.rms_norm(jax.numpy.ones(8)), jax.Array))
+    """)
+    expected = "ExportedArray\nx: expected an array (NumPy, torch, JAX or anything with __dlpack__), got int\nTrue\n"
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+@pytest.mark.parametrize("answer", ["broken", "failing"])
+def test_jax_cannot_say_whether_it_has_x64(answer):
+    result = in_a_process(f"""
+        import jax, jax.numpy as jnp, rmsnorm
+
+        class Failing:
+            @property
+            def jax_enable_x64(self):
+                if {answer!r} == "failing":
+                    raise ZeroDivisionError("x64")
+                return type("Broken", (), {{"__bool__": lambda self: 1 / 0}})()
+
+        x = jnp.ones(8)
+        jax.config = Failing()
+        try:
+            rmsnorm.rms_norm(x, out_dtype="float64")
+        except RuntimeError as error:
+            print(error, type(error.__cause__).__name__, sep="; ")
+    """)
+    expected = "x: asking JAX for its jax_enable_x64 failed; ZeroDivisionError\n"
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+@pytest.mark.parametrize("how", ["negative", "repeated"])
+def test_a_mode_answers_for_the_result(how):
+    class Answering(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            return answer if isinstance(result, torch.Tensor) else result
+
+    answer = torch.zeros(1, 8).expand(3, 8)
+    if how == "negative":
+        answer = torch.zeros(3, 8, dtype=torch.complex64).conj().imag
+    x = torch.ones(3, 8)
+    with Answering(), pytest.raises((ValueError, RuntimeError), match=r"^result: "):
+        rmsnorm.rms_norm(x)
+
+
+def test_bfloat16_without_ml_dtypes():
+    result = in_a_process("""
+        import numpy as np, rmsnorm, sys, torch
+        x = np.ones((3, 8), np.float32)
+        try:
+            rmsnorm.rms_norm_backward(x, x, torch.ones(8, dtype=torch.bfloat16))
+        except ValueError as error:
+            print(error)
+        assert "ml_dtypes" not in sys.modules
+    """)
+    expected = "result: its dtype is bfloat16, and NumPy arrays of that are made by ml_dtypes; "
+    assert result.stdout == expected + "import ml_dtypes first\n", result.stderr
+
+
 def test_two_threads_import_the_operators_at_once():
     """Their first calls with tensors that require grad, which import rmsnorm.torch."""
     result = in_a_process("""

@@ -10,6 +10,7 @@ import rmsnorm
 import torch
 from rmsnorm.torch import replace_rms_norms
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 N = 32
 
@@ -106,6 +107,32 @@ def test_the_next_call_is_computed_here(monkeypatch):
     monkeypatch.setattr(rmsnorm, "rms_norm", lambda *a, **k: calls.append(a) or kernel(*a, **k))
     module(sample(4, N))
     assert len(calls) == 1
+
+
+def test_errors_of_hooks_and_modes_come_out():
+    module, _ = pair(HouseRMSNorm())
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        raise ValueError("the budget is spent")
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        pytest.raises(ValueError, match="^the budget is spent$"),
+    ):
+        module(sample(4, N))
+    assert len(packed) == 1
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "rmsnorm":
+                raise TypeError(f"{function} is not allowed")
+            return function(*args, **(kwargs or {}))
+
+    x = sample(4, N)
+    with Refusing(), pytest.raises(TypeError, match=r"rmsnorm.rms_norm.* is not allowed"):
+        module(x)
 
 
 def test_no_argument():

@@ -7,14 +7,18 @@ only in some circumstances. Recognising them changes nothing, either.
 import collections
 import contextlib
 import dataclasses
+import logging
+import threading
 import types
+import warnings
 
 import pytest
 import torch
 import torch.utils.checkpoint
-from rmsnorm.torch import recognition, replace_rms_norms
+from rmsnorm.torch import recognition, replace_rms_norms, tracing
 from test_torch_recognition import DOUBLE, HALF, SINGLE, N, norm_of, reason_to_leave, replaced
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -264,11 +268,6 @@ def test_width_of_a_norm_without_a_weight():
 # State.
 
 
-@dataclasses.dataclass
-class Statistics:
-    calls: int = 0
-
-
 def _count_in_class(self, x, y):
     type(self).calls += 1
 
@@ -279,10 +278,6 @@ def _count_in_list(self, x, y):
 
 def _count_in_nested(self, x, y):
     self.state["calls"][0].append(1)
-
-
-def _count_in_object(self, x, y):
-    self.state.calls += 1
 
 
 def _keep_by_name(self, x, y):
@@ -298,8 +293,6 @@ STATES = {
     "set": (set, lambda self, x, y: self.state.add(len(self.state))),
     "deque": (lambda: collections.deque([0], 1), lambda self, x, y: self.state.append([])),
     "nested": (lambda: {"calls": ([],)}, _count_in_nested),
-    "object": (Statistics, _count_in_object),
-    "namespace": (lambda: types.SimpleNamespace(calls=0), _count_in_object),
 }
 
 
@@ -329,6 +322,50 @@ def test_attributes_of_a_class():
     assert not hasattr(type(module), "seen")
 
 
+def test_objects_are_shared_with_others():
+    """A configuration, a logger, or what another thread works on: it is neither compared nor put
+    back."""
+
+    def log(self, x, y):
+        self.logger.debug("called")
+        self.config.seen.append(1)
+
+    module = norm_of(and_then(log))
+    module.logger = logging.getLogger("norms")
+    module.config = types.SimpleNamespace(seen=[])
+    with replace_rms_norms(module) as report:
+        assert len(report.replaced) == 1
+    assert module.config.seen
+
+
+def test_long_containers_are_not_searched():
+    module = norm_of(norm)
+    module.vocabulary = {str(i): [i] for i in range(10_000)}
+    state = tracing.State(module)
+    assert len(state._contents) < 100
+
+
+def test_threads_that_replace_norms_of_one_class():
+    class OneRMSNorm(type(norm_of(norm))):
+        pass
+
+    filters, log = list(warnings.filters), logging.getLogger(FakeTensorMode.__module__)
+    modules = [OneRMSNorm() for _ in range(6)]
+    barrier, reports = threading.Barrier(len(modules)), []
+
+    def replace(module):
+        barrier.wait()
+        reports.append(replace_rms_norms(module))
+
+    threads = [threading.Thread(target=replace, args=(module,)) for module in modules]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(report.replaced) for report in reports] == [1] * len(modules)
+    assert warnings.filters == filters and not log.disabled
+
+
 def test_a_buffer_that_is_set():
     def keep(self, x, y):
         self.last = y
@@ -355,7 +392,7 @@ def test_a_forward_that_is_left_works_as_before():
 
 def test_containers_that_stay_are_no_reason():
     module = norm_of(norm)
-    module.names, module.state, module.other = ["a"], {"b": [1, {2}]}, Statistics()
+    module.names, module.state, module.other = ["a"], {"b": [1, {2}]}, object()
     module.itself = module.names
     module.names.append(module.names)
     assert replaced(module).formula == "w * T(x32 * r)"

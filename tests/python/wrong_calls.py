@@ -500,6 +500,12 @@ TABLE.update(
             TypeError,
             r"^mean_square\b.*float32.*float64.*bfloat16",
         ),
+        "short weight whose gradient would be right": (
+            "backward",
+            {"weight": np.ones(7, F32)},
+            ValueError,
+            r"^weight: expected shape \(8,\).*, got \(7,\)$",
+        ),
         "dy of other shape": (
             "backward",
             {"dy": np.ones((3, 7), F32)},

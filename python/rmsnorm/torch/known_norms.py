@@ -31,7 +31,9 @@ class Formula:
     text: str
     parameters: tuple[str, ...]
     definition: Callable[..., Tensor]
-    compute: Callable[[Tensor, tuple[int, ...], float | None, Tensor | None, Tensor | None], Tensor]
+    compute: Callable[
+        [Tensor, tuple[int, ...], float | None, Tensor | None, Tensor | None], Tensor | None
+    ]
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -132,12 +134,12 @@ def _before_weight_by_torch(
 
 def _by_weight_dtype(
     x: Tensor, shape: tuple[int, ...], eps: float | None, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
+) -> Tensor | None:
     assert weight is not None
     if weight.dtype not in _HALF:
         if x.dtype == torch.float64 != weight.dtype:
             # Classes differ in whether they convert x, and recognition takes that for equal.
-            raise TypeError("weight: expected float64, as x is, got float32")
+            return None
         return rms_norm(x, shape, weight, eps, out_dtype=weight.dtype)
     if x.dtype == weight.dtype:
         return rms_norm(x, shape, weight, eps, rounding="before_weight", out_dtype=x.dtype)

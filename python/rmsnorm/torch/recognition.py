@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from ctypes import c_float
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .arguments import check_rms_norm
 from .functional import default_eps
 from .known_norms import FORMULAS, TORCH_UNWEIGHTED, TORCH_WEIGHTED, Formula
 from .recorder import Expression, Unrecognised, is_number
@@ -112,14 +114,28 @@ class Norm:
     def compute(self, module: Module, x: Any) -> Tensor | None:
         """The forward of the module, by this library; None, before anything is computed, for an
         argument that this library refuses and the module's own forward may not."""
+        weight = None if self.weight is None else getattr(module, self.weight)
+        bias = None if self.bias is None else getattr(module, self.bias)
         try:
-            weight = None if self.weight is None else getattr(module, self.weight)
-            bias = None if self.bias is None else getattr(module, self.bias)
             shape = x.shape[-1:] if self.shape is None else self.shape
             return self.formula.compute(x, shape, self.eps, weight, bias)
         # What is no tensor lacks the attributes of one.
         except (AttributeError, TypeError, ValueError):
+            if self._takes(x, weight, bias):
+                raise  # It is of a mode or a hook of the caller's.
             return None
+
+    def _takes(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
+        if not isinstance(x, Tensor) or x.is_nested or x.is_neg():
+            return False
+        dims = 1 if self.shape is None else len(self.shape)
+        if self.shape is not None and x.shape[-dims:] != self.shape:
+            return False
+        try:
+            check_rms_norm(x, weight, bias, self.eps or 0.0, -dims, 0.0, "once", 1.0, None)
+        except (TypeError, ValueError):
+            return False
+        return True
 
 
 _COMMUTATIVE = ("add", "mul")
@@ -219,6 +235,11 @@ def _of_torch(module: Module) -> Norm:
     return Norm(TORCH_WEIGHTED, eps, "weight", shape=shape)
 
 
+# Tracing changes what the threads of a process share: Python's warnings, torch's logging, the
+# module. A forward that is traced may lead here again.
+_one_at_a_time = threading.RLock()
+
+
 def _recognise(module: Module) -> Norm:
     if next(module.children(), None) is not None:
         raise Unrecognised("it has modules within")
@@ -231,12 +252,13 @@ def _recognise(module: Module) -> Norm:
     ):
         names = ", ".join(p.name for p in parameters)
         raise Unrecognised(f"its forward takes other arguments than x: {names}")
-    state = State(module)
-    try:
-        with apart():
-            result = _recognise_forward(module)
-    finally:
-        changed = state.restore()
+    with _one_at_a_time:
+        state = State(module)
+        try:
+            with apart():
+                result = _recognise_forward(module)
+        finally:
+            changed = state.restore()
     if changed is not None:
         raise Unrecognised(f"its forward changes its attribute {changed}")
     if isinstance(result, str):

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MethodType, TracebackType
 from typing import Any, final
@@ -18,6 +18,7 @@ import rmsnorm
 
 from .modules import RMSNorm
 from .recognition import Norm, Recognition, Unrecognised
+from .tracing import error_text
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -177,14 +178,7 @@ def leaving_what_raises() -> Iterator[None]:
     except Unrecognised:
         raise
     except Exception as error:
-        raise Unrecognised(f"its class or attributes raise {_text(error)}") from error
-
-
-def _text(error: Exception) -> str:
-    kind = type(error).__name__
-    with suppress(Exception):  # of the __str__ of somebody else's class
-        return f"{kind}: {error}"
-    return kind
+        raise Unrecognised(f"its class or attributes raise {error_text(error)}") from error
 
 
 def _require_replaceable(module: Module) -> None:

@@ -6,10 +6,9 @@ import logging
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -175,6 +174,13 @@ def _require_unchanged(twin: Module, before: Mapping[str, Any]) -> None:
             raise Unrecognised(f"its forward sets its attribute {name}")
 
 
+def error_text(error: Exception) -> str:
+    kind = type(error).__name__
+    with suppress(Exception):  # of the __str__ of somebody else's class
+        return f"{kind}: {error}"
+    return kind
+
+
 def expression_of_forward(module: Module, trace: Trace) -> Expression:
     """What the forward of a module's class computes.
 
@@ -194,13 +200,13 @@ def expression_of_forward(module: Module, trace: Trace) -> Expression:
         raise
     # The forward of any class may raise anything when it is run on tensors without storage.
     except Exception as error:
-        raise Unrecognised(f"its forward cannot be traced: {error}") from error
+        raise Unrecognised(f"its forward cannot be traced: {error_text(error)}") from error
 
 
 # The types whose contents may change, the more special ones first.
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-# What belongs to others, or would lead to all of the model and of Python.
-_NOT_LOOKED_INTO = (Module, Tensor, type, ModuleType, FunctionType)
+# Longer ones are compared, and not what is in their elements: they are data, such as a vocabulary.
+_LONGEST = 1000
 
 
 class _Contents:
@@ -219,6 +225,8 @@ class _Contents:
         return list(self._kind.__iter__(self._container))
 
     def parts(self) -> Iterable[Any]:
+        if len(self._before) > _LONGEST:
+            return ()
         if issubclass(self._kind, dict):
             return [value for _, value in self._before]
         return self._before
@@ -238,19 +246,6 @@ def _identities(kind: Any, contents: list[Any]) -> list[Any]:
     return [id(value) for value in contents]
 
 
-def _container_within(value: Any) -> Any:
-    """The container that a value is, or that its attributes are in; None if it has none."""
-    if isinstance(value, _CONTAINERS):
-        return value
-    if isinstance(value, _NOT_LOOKED_INTO):
-        return None
-    try:
-        attributes = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return attributes if isinstance(attributes, dict) else None
-
-
 def _own_classes(module: Module) -> list[type]:
     """Those that a module's class is made of, but for torch's."""
     return [
@@ -261,12 +256,18 @@ def _own_classes(module: Module) -> list[type]:
 
 
 def _class_attributes(kind: type) -> dict[str, Any]:
-    return {name: v for name, v in vars(kind).items() if not name.startswith("__")}
+    """But for what Python and this library keep there."""
+    kept = ("__", "_rmsnorm")
+    return {name: value for name, value in vars(kind).items() if not name.startswith(kept)}
 
 
 class State:
-    """All that a forward could change beside its result and its module's attributes: the contents
-    of containers and objects that these are, and the attributes of its classes."""
+    """What a forward may keep beside its result and in place of its module's attributes: what is in
+    the containers that these are, and the attributes of its classes.
+
+    What is in other objects is not looked at. Those are shared, as a configuration or a logger is,
+    and another thread may change them meanwhile.
+    """
 
     def __init__(self, module: Module) -> None:
         self._classes = [(kind, _class_attributes(kind)) for kind in _own_classes(module)]
@@ -281,9 +282,8 @@ class State:
             seen.add(id(value))
             if isinstance(value, tuple):
                 values += [(name, part) for part in value]
-            container = _container_within(value)
-            if container is not None:
-                contents = _Contents(name, container)
+            elif isinstance(value, _CONTAINERS):
+                contents = _Contents(name, value)
                 self._contents.append(contents)
                 values += [(name, part) for part in contents.parts()]
 
