@@ -2,6 +2,7 @@
 // its outputs.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -182,7 +183,9 @@ inline rmsnorm::Tensor tensor_from(Bytes& in, unsigned char* arena, const std::i
     t.sizes[d] = form == 254 ? in.below(9) - 1 : sizes[d];
     t.strides[d] = form % 8 == 2 ? in.below(7) - 3 : step;
     if (form % 8 == 3) t.strides[d] = -step;
-    step *= t.sizes[d] > 0 ? t.sizes[d] : 1;
+    // Another tensor's sizes, which these may be, may have any product.
+    if (t.sizes[d] > 0) step = rmsnorm::detail::saturated_product(step, t.sizes[d]);
+    step = std::min(step, std::int64_t{1} << 62);
     if (form % 8 == 4) step += in.below(5);
   }
   if (form == 253 && rank > 0) t.strides[in.below(rank)] = in.raw<std::int64_t>();
