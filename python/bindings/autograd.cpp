@@ -86,6 +86,14 @@ nb::handle or_none(const ArrayView& view) {
 
 }  // namespace
 
+void read_requires_grad(Call& call) {
+  call.for_each_array([](Argument, ArrayView& view) {
+    if (!is_torch(view)) return;
+    view.requires_grad = torch()->requires_grad.of(view.source).ptr() == Py_True &&
+                         nb::handle(torch()->is_grad_enabled)().ptr() == Py_True;
+  });
+}
+
 bool is_differentiable(const Call& call, nb::handle stream) {
   const bool requires_grad = call.x.requires_grad || call.residual.requires_grad ||
                              call.weight.requires_grad || call.bias.requires_grad;

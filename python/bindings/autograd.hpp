@@ -13,6 +13,10 @@ namespace rmsnorm::python {
 
 namespace nb = nanobind;
 
+// Which of the call's arrays are torch tensors that require grad, in grad mode. Code of the
+// caller's may change that while options are read, so it is asked behind them.
+void read_requires_grad(Call& call);
+
 // Whether a tensor of the call requires grad, in grad mode, and an operator can take the call: all
 // arrays are torch tensors, none is given for a result, and no stream.
 bool is_differentiable(const Call& call, nb::handle stream);

@@ -130,6 +130,7 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   call.partial = read_number(partial, "partial");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
   const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
+  read_requires_grad(call);
   if (is_differentiable(call, stream)) {
     read_memory(call);
     require_axis(call);
@@ -165,6 +166,7 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   sum.accept(residual_out, "residual_out");
   call.round_residual = read_flag(round_residual, "round_residual");
   const bool with_rstd = read_flag(return_rstd, "return_rstd");
+  read_requires_grad(call);
   if (is_differentiable(call, stream)) {
     read_memory(call);
     require_axis(call);
@@ -191,6 +193,7 @@ nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
   Output result(call, call.mean_square);
   read_array(x, "x", Access::read, call.x);
   result.accept(out, "out");
+  read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 
@@ -215,6 +218,7 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   call.axis = read_integer(axis, "axis");
   y.accept(out, "out");
   const std::optional<DType> dtype = read_dtype(out_dtype, "out_dtype");
+  read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, dtype);
   require_axis(call);
@@ -255,6 +259,7 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
   if (dweight.accepted() && !with_dweight)
     raise(PyExc_ValueError, "dweight_out: was given %s; expected None",
           call.weight.present() ? "with needs_dweight=False" : "without weight");
+  read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
   require_axis(call);
 

@@ -9,11 +9,6 @@
 namespace rmsnorm::python {
 namespace {
 
-bool requires_grad(nb::handle source, const Torch& torch) {
-  return torch.requires_grad.of(source).ptr() == Py_True &&
-         nb::handle(torch.is_grad_enabled)().ptr() == Py_True;
-}
-
 // Sparse, nested and meta tensors, and those inside transforms of torch.func. torch's own error is
 // kept as the cause.
 [[noreturn]] void raise_without_memory(nb::handle source, const char* name) {
@@ -41,7 +36,6 @@ bool may_be_negated(const ArrayView& view) {
 }  // namespace
 
 void recognise_torch(ArrayView& view) {
-  view.requires_grad = requires_grad(view.source, *torch());
   if (torch()->exchange != nullptr) return;
   refuse_negative_bit(view);
   // torch's __dlpack__ refuses whatever requires grad, under no_grad as well.

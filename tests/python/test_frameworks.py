@@ -376,6 +376,37 @@ def test_torch_out_counts_as_written():
         assert rmsnorm.rms_norm(y, out=y) is y
 
 
+def test_torch_tensors_that_begin_to_require_grad_within_a_call():
+    x, weight = torch.ones(3, 8), torch.ones(8)
+
+    class Requiring:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __float__(self):
+            self.tensor.requires_grad_()
+            return 1e-6
+
+    def calls(eps):
+        return (
+            (True, lambda: rmsnorm.rms_norm(x, weight, eps=eps)),
+            (True, lambda: rmsnorm.add_rms_norm(x, x, weight, eps=eps)[0]),
+            (False, lambda: rmsnorm.rms_norm(x, weight, eps=eps, out=torch.empty(3, 8))),
+            (False, lambda: rmsnorm.rms_norm_apply(x, torch.ones(3), weight, eps=eps)),
+            (False, lambda: rmsnorm.rms_norm_backward(x, x, weight, eps=eps)),
+        )
+
+    for tensor in (x, weight):
+        for is_recorded, call in calls(Requiring(tensor)):
+            tensor.requires_grad_(False)
+            if is_recorded:
+                assert call().requires_grad
+            else:
+                with pytest.raises(RuntimeError, match="requires grad"):
+                    call()
+        tensor.requires_grad_(False)
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("axis", [-3, 2, 3, 5, 2**31 - 1, -(2**31)])
 def test_torch_axis_is_checked(axis, requires_grad):
