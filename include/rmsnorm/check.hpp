@@ -182,15 +182,16 @@ inline bool exact_alias(const TensorRef& a, const TensorRef& b) {
 
 // ---- tensors ----
 
+// Of any dtype and padded to whole vectors, their bytes are within 64 bits.
+constexpr std::int64_t max_elements = std::int64_t{1} << 59;
+
 // Checks of one argument return a code, which fits in a register: gcc 12 builds a Status in memory
 // from halves and loads it whole, and each of those loads waits 12 cycles.
 
 inline Code check_tensor(const TensorRef& t, Extent* e) {
   if (!is_valid(t.dtype)) return Code::invalid_dtype;
   if (t.rank > max_rank) return Code::invalid_rank;
-  // The bytes of 2^59 elements of any dtype, padded to whole vectors, are within 64 bits. Where a
-  // size is zero the others may be anything: nothing is there to be addressed.
-  constexpr std::int64_t most = std::int64_t{1} << 59;
+  // Where a size is zero the others may be anything: nothing is there to be addressed.
   e->element_size = size_in_bytes(t.dtype);
   e->rank = 0;
   e->nested = true;
@@ -214,7 +215,7 @@ inline Code check_tensor(const TensorRef& t, Extent* e) {
     e->nested = true;
     return Code::ok;
   }
-  if (count > most) return Code::too_many_elements;
+  if (count > max_elements) return Code::too_many_elements;
   if (t.data == nullptr) return Code::null_data;
   e->begin = data - static_cast<std::uintptr_t>(below);
   e->end = e->begin + static_cast<std::uintptr_t>(span);

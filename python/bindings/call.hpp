@@ -55,7 +55,7 @@ struct Call {
   double partial = 1.0;
   bool round_residual = true;
 
-  // x has that axis; checked by require_axis.
+  // x has that axis; checked by require_rows.
   int first_axis() const { return axis < 0 ? axis + x.rank : axis; }
 
   // Null for arguments that are no array of this call.

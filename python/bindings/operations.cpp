@@ -25,11 +25,17 @@ Placement require_usable(Call& call, nb::handle stream) {
   return place(call, stream);
 }
 
-// The shapes of results are taken from x and its axis before the library checks the call.
-void require_axis(const Call& call) {
+// The shapes of results are taken from x and its axis before the library checks the call. Where x
+// repeats its elements it may have more of them than there is memory for.
+void require_rows(const Call& call) {
   if (call.x.rank == 0) raise_status({Code::invalid_rank, Argument::x}, call);
   if (call.axis < -call.x.rank || call.axis >= call.x.rank)
     raise_status({Code::invalid_value, Argument::axis}, call);
+  std::int64_t count = 1;
+  for (int d = 0; d < call.x.rank; ++d)
+    count = rmsnorm::detail::saturated_product(count, call.x.sizes[d]);
+  if (count > rmsnorm::detail::max_elements)
+    raise_status({Code::too_many_elements, Argument::x}, call);
 }
 
 // The dtype of y: out's, or else out_dtype, or else x's.
@@ -133,12 +139,12 @@ nb::object rms_norm(nb::handle x, nb::handle weight, nb::handle bias, nb::handle
   read_requires_grad(call);
   if (is_differentiable(call, stream)) {
     read_memory(call);
-    require_axis(call);
+    require_rows(call);
     return differentiable_rms_norm(call, rounding, dtype, with_rstd);
   }
   const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, dtype);
-  require_axis(call);
+  require_rows(call);
 
   if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
   if (with_rstd)
@@ -169,11 +175,11 @@ nb::object add_rms_norm(nb::handle x, nb::handle residual, nb::handle weight, nb
   read_requires_grad(call);
   if (is_differentiable(call, stream)) {
     read_memory(call);
-    require_axis(call);
+    require_rows(call);
     return differentiable_add_rms_norm(call, rounding, with_rstd);
   }
   const Placement placement = require_usable(call, stream);
-  require_axis(call);
+  require_rows(call);
 
   if (!y.accepted()) y.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (!sum.accepted())
@@ -195,7 +201,7 @@ nb::object mean_square(nb::handle x, nb::handle out, nb::handle stream) {
   result.accept(out, "out");
   read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
-  require_axis(call);
+  require_rows(call);
 
   if (!result.accepted()) {
     const DType dtype = call.x.dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -221,7 +227,7 @@ nb::object rms_norm_apply(nb::handle x, nb::handle mean_square, nb::handle weigh
   read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
   const DType y_dtype = dtype_of_result(call, y, dtype);
-  require_axis(call);
+  require_rows(call);
 
   if (!y.accepted()) y.allocate(placement, y_dtype, call.x.sizes, call.x.rank);
   run<ForwardParams>(call, placement);
@@ -261,7 +267,7 @@ nb::object rms_norm_backward(nb::handle dy, nb::handle x, nb::handle weight, nb:
           call.weight.present() ? "with needs_dweight=False" : "without weight");
   read_requires_grad(call);
   const Placement placement = require_usable(call, stream);
-  require_axis(call);
+  require_rows(call);
 
   if (!dx.accepted()) dx.allocate(placement, call.x.dtype, call.x.sizes, call.x.rank);
   if (with_dweight && !dweight.accepted()) {

@@ -98,11 +98,25 @@ def test_strides_beyond_addresses_are_what_the_message_is_about():
     assert (out == 7).all()
 
 
-def test_more_elements_than_there_can_be():
+@pytest.mark.parametrize("requires_grad", (False, True, None))
+def test_more_elements_than_there_can_be(requires_grad):
+    """x is what is wrong, not the memory that a result would take. None is for NumPy."""
     x = np.broadcast_to(F32.type(1), (8, 2**57))
-    assert message_of(lambda: rmsnorm.mean_square(x)) == (
-        f"x: shape (8, {2**57}) has more than 2**59 elements"
-    )
+    if requires_grad is not None:
+        x = torch.ones(1, requires_grad=requires_grad).expand(8, 2**57)
+    calls = [
+        lambda: rmsnorm.rms_norm(x),
+        lambda: rmsnorm.rms_norm(x, return_rstd=True, axis=0),
+        lambda: rmsnorm.add_rms_norm(x, x),
+    ]
+    if not requires_grad:
+        calls += [
+            lambda: rmsnorm.mean_square(x),
+            lambda: rmsnorm.rms_norm_apply(x, np.ones(8, F32)),
+            lambda: rmsnorm.rms_norm_backward(x, x),
+        ]
+    for call in calls:
+        assert message_of(call) == f"x: shape (8, {2**57}) has more than 2**59 elements"
 
 
 def test_more_dimensions_than_merge():
