@@ -55,9 +55,19 @@ bool tangents_exist() {
   return exist;
 }
 
+// In forward mode.
+bool has_tangent(nb::handle tensor) {
+  nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(tensor);
+  return !nb::getattr(dual, "tangent").is_none();
+}
+
+bool requires_grad(nb::handle tensor) {
+  return torch()->requires_grad.of(tensor).ptr() == Py_True &&
+         nb::handle(torch()->is_grad_enabled)().ptr() == Py_True;
+}
+
 void refuse_lost_tangent(nb::handle source, const char* name) {
-  nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(source);
-  if (nb::getattr(dual, "tangent").is_none()) return;
+  if (!has_tangent(source)) return;
   raise(PyExc_RuntimeError,
         "%s: carries a forward-mode tangent, which would be lost; pass the primal, or call "
         "rmsnorm.torch, whose operators have tangents",
@@ -88,9 +98,7 @@ nb::handle or_none(const ArrayView& view) {
 
 void read_requires_grad(Call& call) {
   call.for_each_array([](Argument, ArrayView& view) {
-    if (!is_torch(view)) return;
-    view.requires_grad = torch()->requires_grad.of(view.source).ptr() == Py_True &&
-                         nb::handle(torch()->is_grad_enabled)().ptr() == Py_True;
+    if (is_torch(view)) view.requires_grad = requires_grad(view.source);
   });
 }
 
@@ -138,6 +146,18 @@ void require_no_derivatives(const Call& call) {
   call.for_each_array([](Argument, const ArrayView& view) {
     if (is_torch(view)) refuse_lost_tangent(view.source, view.name);
   });
+}
+
+void refuse_lost_derivative(nb::handle option, const char* name) {
+  if (torch() == nullptr || !is_of_type(option, torch()->tensor)) return;
+  const char* derivative = nullptr;
+  if (requires_grad(option))
+    derivative = "that requires grad, and its gradient";
+  else if (tangents_exist() && has_tangent(option))
+    derivative = "with a forward-mode tangent, which";
+  if (derivative != nullptr)
+    raise(PyExc_TypeError, "%s: expected a number, got a tensor %s would be lost; pass %s.item()",
+          name, derivative, name);
 }
 
 }  // namespace rmsnorm::python

@@ -30,4 +30,8 @@ nb::object differentiable_add_rms_norm(Call& call, nb::handle rounding, bool wit
 // RuntimeError naming the argument whose derivative would be lost.
 void require_no_derivatives(const Call& call);
 
+// TypeError for an option that is a torch tensor with a derivative. torch makes a number of it with
+// no more than a warning.
+void refuse_lost_derivative(nb::handle option, const char* name);
+
 }  // namespace rmsnorm::python

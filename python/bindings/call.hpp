@@ -21,14 +21,14 @@ struct Gradients {
   ArrayView d_mean_square{Dtypes::of_statistics};
 };
 
-// The arguments that a caller gives arrays for.
+// The arrays of a call: those that a caller gives, and the results that are allocated.
 constexpr Argument forward_arguments[] = {
-    Argument::x,           Argument::residual, Argument::weight,      Argument::bias,
-    Argument::mean_square, Argument::y,        Argument::residual_out};
+    Argument::x,           Argument::residual, Argument::weight,       Argument::bias,
+    Argument::mean_square, Argument::y,        Argument::residual_out, Argument::rstd};
 constexpr Argument backward_arguments[] = {
-    Argument::x,       Argument::dy,          Argument::residual,   Argument::weight,
-    Argument::rstd,    Argument::mean_square, Argument::d_residual, Argument::dx,
-    Argument::dweight, Argument::dbias};
+    Argument::x,       Argument::dy,          Argument::residual,     Argument::weight,
+    Argument::rstd,    Argument::mean_square, Argument::d_residual,   Argument::dx,
+    Argument::dweight, Argument::dbias,       Argument::d_mean_square};
 
 struct ArgumentRange {
   const Argument* first;

@@ -113,6 +113,24 @@ std::string expected_shape_text(Argument argument, const Call& call) {
         shape_text(view).c_str());
 }
 
+// The arguments whose memory an output may be exactly; null where there are none.
+const char* aliases_text(const Call& call) {
+  if (call.mean_square_is_output) return nullptr;
+  if (call.gradients != nullptr) return "dx_out exactly dy, x, residual or d_residual";
+  if (call.residual.present()) return "out and residual_out exactly x or residual";
+  return "out exactly x";
+}
+
+[[noreturn]] void raise_overlap(Argument argument, const Call& call) {
+  const char* aliases = aliases_text(call);
+  const std::string alternative =
+      aliases == nullptr
+          ? ""
+          : std::string(", or for ") + aliases + " (same address, strides and element size)";
+  raise(PyExc_ValueError, "%s: overlaps the memory of %s; expected separate memory%s",
+        call.python_name(argument), overlapped_text(argument, call).c_str(), alternative.c_str());
+}
+
 [[noreturn]] void raise_value(Argument argument, const Call& call) {
   switch (argument) {
     case Argument::axis:
@@ -276,13 +294,7 @@ void raise_status(const Status& status, const Call& call) {
             "%s: its elements share memory, as those of a broadcast array do, or its dimensions "
             "interleave (shape %s, strides %s); expected one place for each element",
             name, shape_text(*view).c_str(), strides_text(*view).c_str());
-    case Code::overlap:
-      raise(PyExc_ValueError,
-            "%s: overlaps the memory of %s; expected separate memory, or for %s (same address, "
-            "strides and element size)",
-            name, overlapped_text(argument, call).c_str(),
-            call.gradients == nullptr ? "out and residual_out exactly x or residual"
-                                      : "dx_out exactly dy, x, residual or d_residual");
+    case Code::overlap: raise_overlap(argument, call);
     case Code::isa_unavailable: raise(PyExc_RuntimeError, "%s", isa_error_text().c_str());
     default: break;
   }

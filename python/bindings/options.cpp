@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "autograd.hpp"
 #include "errors.hpp"
 #include "foreign.hpp"
 #include "frameworks.hpp"
@@ -43,22 +44,12 @@ nb::object ask_for_name(nb::handle value, const char* name) {
   }
 }
 
-// torch turns such a tensor into a number with no more than a warning.
-void refuse_lost_gradient(nb::handle value, const char* name) {
-  if (torch() == nullptr || !is_of_type(value, torch()->tensor)) return;
-  if (torch()->requires_grad.of(value).ptr() == Py_True)
-    raise(PyExc_TypeError,
-          "%s: expected a number, got a tensor that requires grad, and its gradient would be lost; "
-          "pass %s.item()",
-          name, name);
-}
-
 }  // namespace
 
 double read_number(nb::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AsDouble(value.ptr());
   if (PyBool_Check(value.ptr())) raise(PyExc_TypeError, "%s: expected a number, got bool", name);
-  refuse_lost_gradient(value, name);
+  refuse_lost_derivative(value, name);
   const double number = PyFloat_AsDouble(value.ptr());
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     nb::python_error cause;

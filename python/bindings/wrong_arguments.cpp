@@ -81,6 +81,8 @@ std::string hint(Ask ask) {
 std::string nearest_name(const Definition& function, nb::handle keyword) {
   nb::list names;
   for (int i = 0; i < function.count; ++i) names.append(function.parameters[i].name);
+  // No name is near a longer one, which would take difflib long.
+  if (PyUnicode_GetLength(keyword.ptr()) > 64) return {};
   const nb::object close =
       nb::module_::import_("difflib").attr("get_close_matches")(keyword, names, 1);
   return nb::len(close) == 0 ? std::string() : str_text(nb::object(close[0]));

@@ -118,25 +118,41 @@ void read_buffer(const Buffer& buffer, ArrayView& view) {
   set_compact_strides(view);
 }
 
-ArrayView& array_named(std::string_view name, Call& call) {
+bool is_result(Argument argument, const Call& call) {
+  switch (argument) {
+    case Argument::y:
+    case Argument::residual_out:
+    case Argument::dx:
+    case Argument::dweight:
+    case Argument::dbias: return true;
+    case Argument::rstd: return call.gradients == nullptr;
+    default: return false;
+  }
+}
+
+// A result may not stand among the arguments, whose memory must not be written, nor they among the
+// results, whose memory would be read.
+ArrayView& array_named(std::string_view name, bool among_results, Call& call) {
   for (const Argument argument :
        {Argument::x, Argument::residual, Argument::weight, Argument::bias, Argument::rstd,
         Argument::y, Argument::residual_out, Argument::dy, Argument::d_residual, Argument::dx,
         Argument::dweight, Argument::dbias}) {
     ArrayView* view = call.array(argument);
-    if (view != nullptr && name == rmsnorm::name(argument)) return *view;
+    if (view != nullptr && !view->present() && name == rmsnorm::name(argument) &&
+        is_result(argument, call) == among_results)
+      return *view;
   }
-  refuse("array " + std::string(name));
+  refuse((among_results ? "result " : "argument ") + std::string(name));
 }
 
 // `names` are those of the values, in order, with a space between them.
-void read_values(const Values& values, std::string_view names, Call& call) {
+void read_values(const Values& values, std::string_view names, bool are_results, Call& call) {
   require_size(values.struct_size, sizeof(Values), "a list of values");
   for (std::int64_t i = 0; i < values.count; ++i) {
     const std::size_t length = names.find(' ');
     if (values.types[i] != ValueType::buffer) refuse("a value that is no buffer");
     read_buffer(*static_cast<const Buffer*>(values.values[i]),
-                array_named(names.substr(0, length), call));
+                array_named(names.substr(0, length), are_results, call));
     names.remove_prefix(length == names.npos ? names.size() : length + 1);
   }
   if (!names.empty()) refuse("fewer values than names");
@@ -154,8 +170,8 @@ void stretch(ArrayView& view, const ArrayView& like) {
 
 void read_call(const CallFrame& frame, Call& call) {
   read_options(frame.attributes, call);
-  read_values(frame.arguments, text(frame.attributes, "arguments"), call);
-  read_values(frame.results, text(frame.attributes, "results"), call);
+  read_values(frame.arguments, text(frame.attributes, "arguments"), false, call);
+  read_values(frame.results, text(frame.attributes, "results"), true, call);
   if (call.gradients == nullptr) {
     stretch(call.x, call.y);
     stretch(call.residual, call.y);

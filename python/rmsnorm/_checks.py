@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ._typing import Rounding
 
@@ -37,6 +38,17 @@ def repr_text(value: object) -> str:
 def number_text(value: float) -> str:
     """As the array functions show it: the shortest text that is no other number's."""
     return repr(float(value)).removesuffix(".0")
+
+
+def number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str, bytes, bytearray, memoryview)):
+        raise TypeError(f"{name}: expected a number, got {type_text(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name}: expected a number within the range of a double") from error
+    except Exception as error:
+        raise TypeError(f"{name}: expected a number, got {type_text(value)}") from error
 
 
 def checked_eps(eps: float) -> float:

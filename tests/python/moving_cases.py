@@ -356,6 +356,45 @@ def _():
     assert (FunctionMode, 0) not in asked, asked
 
 
+class MovedStatistics(TorchFunctionMode):
+    """Gives new tensors an odd address, where it is asked whether they are negated, and moves those
+    of rows then."""
+
+    asked = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        with torch._C.DisableTorchFunction():
+            if name == "is_neg" and args[0].dim() == 1:
+                self.asked += 1
+                set_data(args[0])
+                return False
+            result = function(*args, **(kwargs or {}))
+            if name in ("new_empty", "empty_like"):
+                storage = torch.zeros(result.numel() + 1).untyped_storage()
+                result.set_(storage, 1, result.shape, result.stride())
+            return result
+
+
+@case("results with one number for each row moved by a mode")
+def _():
+    x = torch.ones(4096, 4)
+    for call in (
+        lambda: rmsnorm.rms_norm(x, return_rstd=True),
+        lambda: rmsnorm.add_rms_norm(x, x, return_rstd=True),
+        lambda: rmsnorm.mean_square(x),
+        lambda: rmsnorm.rms_norm_backward(x, x, mean_square=torch.ones(4096)),
+    ):
+        with MovedStatistics() as mode:
+            try:
+                call()
+            except ValueError as error:
+                assert str(error).startswith("result: "), error
+            else:
+                raise AssertionError("was not refused")
+        assert mode.asked > 0
+
+
 @case("an array moved by a finalizer that the garbage collector runs")
 def _():
     class Cycle:

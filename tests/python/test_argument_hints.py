@@ -1,5 +1,6 @@
 """What wrong keywords and positions are answered with, and that no message echoes long values."""
 
+import difflib
 import numbers
 import re
 import sys
@@ -54,6 +55,16 @@ def test_the_right_keyword_is_named(name, keyword, meant):
     text = message_of(TypeError, getattr(rmsnorm, name), *CALLS[name], **{keyword: 1e-5})
     assert text.startswith(f"{keyword}: is no argument of {name}; did you mean {meant}? ")
     assert text.index("did you mean") < text.index("Expected one of: ")
+
+
+def test_a_long_keyword_is_compared_with_no_name(monkeypatch):
+    """That takes seconds for a megabyte."""
+    asked = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *arguments: asked.append(1) or [])
+    for length in (63, 64, 65, 10**6):
+        text = message_of(TypeError, rmsnorm.rms_norm, X, **{"e" * length: 1})
+        assert "is no argument of rms_norm" in text
+    assert len(asked) == 2
 
 
 def test_a_keyword_like_no_other():

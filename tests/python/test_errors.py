@@ -43,6 +43,25 @@ def test_positional_options_are_refused():
         rmsnorm.mean_square(x, np.ones(3, F32))
 
 
+def test_where_an_overlap_would_be_allowed():
+    x, ones = np.ones((2, 9), F32), np.ones((2, 8), F32)
+    here, behind = x[:, :8], x[:, 1:]
+    same = r" \(same address, strides and element size\)$"
+    for call, allowed in (
+        (lambda: rmsnorm.mean_square(here, out=x[:, 0]), r"expected separate memory$"),
+        (lambda: rmsnorm.rms_norm(here, out=behind), ", or for out exactly x" + same),
+        (
+            lambda: rmsnorm.add_rms_norm(here, ones, out=behind),
+            ", or for out and residual_out exactly x or residual" + same,
+        ),
+        (
+            lambda: rmsnorm.rms_norm_backward(ones, here, dx_out=behind),
+            ", or for dx_out exactly dy, x, residual or d_residual" + same,
+        ),
+    ):
+        assert re.search(allowed, message_of(call)), message_of(call)
+
+
 def test_disjoint_interleaved_views_are_no_overlap():
     """Between x's bounds, yet sharing no element with it: halves of one wider array."""
     memory = np.ones((3, 16), F32)

@@ -14,6 +14,7 @@ import torch
 from jax_arrays import sample, x64  # noqa: F401
 
 X, W = np.ones((2, 8), np.float32), np.ones(8, np.float32)
+MANY = jnp.ones((1,) * 65)
 
 WRONG_CALLS = {
     "list": (TypeError, r"^x: expected a JAX or NumPy array, got list$", ([1.0],), {}),
@@ -49,6 +50,11 @@ WRONG_CALLS = {
     "eps type": (TypeError, r"^eps: expected a number, got str$", (X,), {"eps": "1e-6"}),
     "eps None": (TypeError, r"^eps: expected a number, got NoneType$", (X,), {"eps": None}),
     "eps flag": (TypeError, r"^eps: expected a number, got bool$", (X,), {"eps": True}),
+    "eps bytes": (TypeError, r"^eps: .* got bytearray$", (X,), {"eps": bytearray(b"1")}),
+    "eps text array": (TypeError, r"^eps: .* dtype <U1$", (X,), {"eps": np.array("1")}),
+    "eps bool array": (TypeError, r"^eps: .* dtype bool$", (X,), {"eps": jnp.array(True)}),
+    "eps NumPy flag": (TypeError, r"^eps: .* dtype bool$", (X,), {"eps": np.True_}),
+    "dimensions": (ValueError, r"^x: has 65 dimensions, more than 64$", (MANY,), {}),
     "eps array": (TypeError, r"^eps: expected a number, got ", (X,), {"eps": W}),
     "eps large": (ValueError, r"^eps: .* range of a double$", (X,), {"eps": 10**400}),
     "offset": (

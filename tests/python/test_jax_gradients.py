@@ -141,29 +141,45 @@ def test_dtypes_of_residual_gradients():
         assert_close(d_added, expected, 2e-2)
 
 
+def second_derivatives(norm):
+    """Of the squares of dweight, by x and by the weight."""
+
+    def loss(x, weight):
+        return jnp.sum(jnp.sin(norm(x, weight)))
+
+    def norm_of_gradient(x, weight):
+        return jnp.sum(jax.grad(loss, 1)(x, weight) ** 2)
+
+    return jax.jit(jax.grad(norm_of_gradient, (0, 1)))
+
+
 def test_rows_whose_squares_overflow():
     """In first and in second derivatives."""
     x, weight = normal((3, 40)), normal(40, 1)
-
-    def program(norm):
-        def loss(x, weight):
-            return jnp.sum(jnp.sin(norm(x, weight)))
-
-        def norm_of_gradient(x, weight):
-            return jnp.sum(jax.grad(loss, 1)(x, weight) ** 2)
-
-        return jax.jit(jax.grad(norm_of_gradient, (0, 1)))
-
-    exact = program(partial(formula, eps=0.0))(x, weight)
+    exact = second_derivatives(partial(formula, eps=0.0))(x, weight)
     for exponent in (-100, 100):
         scale = 2.0**exponent
-        actual = program(partial(rmsnorm.jax.rms_norm, eps=0.0))(
+        actual = second_derivatives(partial(rmsnorm.jax.rms_norm, eps=0.0))(
             (x * scale).astype(np.float32), weight.astype(np.float32)
         )
         dx, dweight = (np.asarray(a, np.float64) for a in actual)
         if exponent > 0:  # dx is as small as x is large
             assert_close(dx * scale, exact[0], 1e-4)
         assert_close(dweight, exact[1], 1e-4)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e70, 1e76, 1e77, 1e78, 1e100, 1e300])
+def test_rows_and_an_eps_near_the_limits_of_float(eps):
+    """Derivatives by x are denormal then, or zero; those by the weight are not, where x is as large
+    as the root of eps."""
+    x, weight = 1e38 * normal((3, 40)).clip(-3, 3), normal(40, 1)
+    _, exact = second_derivatives(partial(formula, eps=eps))(x, weight)
+    dx, dweight = second_derivatives(partial(rmsnorm.jax.rms_norm, eps=eps))(
+        x.astype(np.float32), weight.astype(np.float32)
+    )
+    assert (np.abs(dx) < 1e-30).all()
+    tolerance = 1e-4 * np.abs(exact).max() + 1e-37
+    np.testing.assert_allclose(np.asarray(dweight, np.float64), exact, rtol=0, atol=tolerance)
 
 
 def test_rows_that_are_large_where_they_do_not_count():

@@ -147,6 +147,25 @@ def test_a_name_of_no_isa_is_told_from_one_that_cannot_run():
         assert result.stderr.strip().endswith(error)
 
 
+def test_an_isa_that_is_corrected_within_the_process():
+    """What is not in use yet can be chosen; what is stays."""
+    code = """
+    import os, numpy, rmsnorm
+    def isa():
+        try:
+            rmsnorm.rms_norm(numpy.ones((2, 8)))
+        except RuntimeError as error:
+            assert repr(os.environ["RMSNORM_ISA"]) in str(error), error
+        return rmsnorm.info()["cpu_isa"]
+    chosen = [isa()]
+    for os.environ["RMSNORM_ISA"] in ("nonsense too", "scalar", "nonsense again"):
+        chosen.append(isa())
+    assert chosen == [None, None, "scalar", "scalar"], chosen
+    """
+    result = python("-c", textwrap.dedent(code), RMSNORM_ISA="nonsense")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"avx2\xe4", b"x" * 100_000, b"a\nb", "ä".encode()])
 def test_environment_variables_of_any_bytes(value):
     code = """

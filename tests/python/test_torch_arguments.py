@@ -98,6 +98,86 @@ def test_axis(where, axis):
         norm(ones(2, 4), axis=axis)
 
 
+def test_operators_count_the_axis_from_the_end():
+    """An axis from the front would be another one with a dimension of samples put in front."""
+    options = (None, None, 1e-6, 1, 0.0, "once")
+    for call in (
+        lambda x: OPERATORS.rms_norm(x, *options, 1.0, None),
+        lambda x: OPERATORS.add_rms_norm(x, x, *options, True),
+        lambda x: OPERATORS.rms_norm_backward(x, x, *(None,) * 5, 1e-6, 1, 0.0, 1.0, True),
+    ):
+        for enter in (contextlib.nullcontext, *WHERE.values()):
+            with enter(), pytest.raises(ValueError, match=r"^axis: expected -2 <= axis < 0 .* 1$"):
+                call(ones(2, 4))
+
+
+# Ways of a call that read an option apart from the array functions.
+WAYS = {
+    "plain": lambda call, x: call(x),
+    "recorded": lambda call, x: call(x.clone().requires_grad_()),
+    "vmap": lambda call, x: torch.vmap(call)(x),
+    "subclass": lambda call, x: call(x.as_subclass(type("Sub", (torch.Tensor,), {}))),
+    "meta": lambda call, x: call(x.to("meta")),
+    "forward mode": lambda call, x: jvp(call, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize("option", ["eps", "weight_offset"])
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_option_whose_derivative_would_be_lost(way, name, option):
+    value = torch.tensor(0.5, requires_grad=True)
+
+    def call(x):
+        weight = ones(4, device=x.device)
+        if name == "rms_norm":
+            return rmsnorm.torch.rms_norm(x, 4, weight, **{option: value})
+        return rmsnorm.torch.add_rms_norm(x, x, 4, weight, **{option: value})[0]
+
+    lost = rf"^{option}: .* tensor that requires grad, .* lost; pass {option}.item\(\)$"
+    with pytest.raises(TypeError, match=lost):
+        WAYS[way](call, ones(2, 4))
+    with torch.no_grad():  # None is lost there.
+        assert WAYS[way](call, ones(2, 4)).shape == (2, 4)
+    lost = rf"^{option}: .* tensor with a forward-mode tangent, which would be lost"
+    with forward_ad.dual_level():
+        value = forward_ad.make_dual(torch.tensor(0.5), torch.tensor(1.0))
+        with pytest.raises(TypeError, match=lost):
+            call(ones(2, 4))
+        with pytest.raises(TypeError, match=lost):
+            rmsnorm.rms_norm(ones(2, 4), ones(4), **{option: value})
+
+
+@pytest.mark.parametrize("option", ["eps", "weight_offset"])
+def test_an_option_is_read_once(option):
+    """Backward computes with what forward did."""
+    x = torch.linspace(-2, 1, 8).reshape(2, 4).requires_grad_()
+
+    def gradients(value, changed):
+        y = rmsnorm.torch.rms_norm(x, 4, ones(4), **{option: value})
+        total, _ = rmsnorm.torch.add_rms_norm(x, x, 4, ones(4), **{option: value})
+        changed()
+        return torch.autograd.grad((y + total).sin().sum(), x)[0]
+
+    value = torch.tensor(0.5)
+    expected = gradients(0.5, lambda: None)
+    assert torch.equal(gradients(value, lambda: value.fill_(9.0)), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_of_wrong_types(way):
+    for value in ("1", b"1", True, None, [1.0], 10**400):
+        for option in ("eps", "weight_offset"):
+            if option == "eps" and value is None:
+                continue  # torch's default
+
+            def call(x, option=option, value=value):
+                return rmsnorm.torch.rms_norm(x, 4, ones(4, device=x.device), **{option: value})
+
+            with pytest.raises((TypeError, ValueError), match=rf"^{option}: expected a number"):
+                WAYS[way](call, ones(2, 4))
+
+
 def test_sparse_tensors_in_forward_mode():
     for enter in (contextlib.nullcontext, forward_ad.dual_level):
         with enter(), pytest.raises(TypeError, match=r"^x: .*strided.*layout torch.sparse_coo"):

@@ -110,6 +110,8 @@ def test_weights_that_broadcast():
         ((torch.ones(2, 8), 8, None, -1.0), ValueError, r"^eps: "),
         ((torch.ones(2, 8), torch.tensor(8)), TypeError, r"^normalized_shape: .*tensor\(8\)"),
         ((torch.ones(2, 8), "8" * 10**6), TypeError, r"^normalized_shape: .{,120}$"),
+        ((torch.ones(2, 8), (8.0,)), TypeError, r"^normalized_shape: .*\(8.0,\)"),
+        ((torch.ones(2, 1), (True,)), TypeError, r"^normalized_shape: .*\(True,\)"),
         (
             (torch.ones(2, 8), 8, None, torch.ones((), requires_grad=True)),
             TypeError,

@@ -83,6 +83,56 @@ def test_a_class_that_cannot_be_changed():
     assert_left("AttributeError: frozen", norm_of(plain, __setattr__=__setattr__))
 
 
+def test_a_class_that_ignores_its_change():
+    def __setattr__(self, name, value):
+        if name != "__class__":
+            nn.Module.__setattr__(self, name, value)
+
+    assert_left("its class cannot be changed", norm_of(plain, __setattr__=__setattr__))
+
+
+def test_undo_goes_on_behind_a_class_that_cannot_be_changed_back():
+    class Once(Parent):
+        forward = plain
+        frozen = False
+
+        def __setattr__(self, name, value):
+            if name == "__class__" and self.frozen:
+                raise AttributeError("frozen")
+            super().__setattr__(name, value)
+
+    model = between_two_norms(type("OnceRMSNorm", (Once,), {})())
+    report = replace_rms_norms(model)
+    assert len(report.replaced) == 3
+    Once.frozen = True
+    with pytest.raises(AttributeError, match="frozen"):
+        report.undo()
+    assert type(model[0]) is type(model[2]) is nn.RMSNorm
+    assert "_rmsnorm_norm" not in vars(model[1])
+    Once.frozen = False
+    report.undo()
+    assert type(model[1]).forward is plain
+
+
+def test_attributes_that_hold_each_other_many_times_over():
+    """2**40 elements, for who does not see that they are the same ones."""
+    shared = [0]
+    for _ in range(40):
+        shared = [shared, shared]
+    model = between_two_norms(norm_of(plain))
+    model[1].shared = shared
+    assert len(replace_rms_norms(model).replaced) == 3
+
+
+def test_a_forward_that_uses_its_results_many_times_over():
+    def forward(self, x):
+        for _ in range(40):
+            x = x + x * self.weight
+        return x
+
+    assert_left("computes more than any norm", norm_of(forward))
+
+
 class Hostile:
     """An attribute of a module; two that are not the same have the same hash."""
 
@@ -149,6 +199,21 @@ def test_all_or_nothing(error):
     assert [(type(module), set(vars(module))) for module in model] == before
 
 
+def test_an_interrupt_of_a_forward_whose_class_cannot_be_put_back():
+    class Frozen(type(nn.Module)):
+        def __setattr__(cls, name, value):
+            raise RuntimeError("frozen class")
+
+    def forward(self, x):
+        type.__setattr__(SomeRMSNorm, "calls", SomeRMSNorm.calls + 1)
+        raise KeyboardInterrupt("now")
+
+    SomeRMSNorm = Frozen("SomeRMSNorm", (Parent,), {"forward": forward, "calls": 0})
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        replace_rms_norms(SomeRMSNorm())
+    assert SomeRMSNorm.calls == 1
+
+
 def test_all_or_nothing_if_the_modules_cannot_be_listed():
     class Model(nn.Sequential):
         def named_modules(self, *arguments, **named):
@@ -171,8 +236,8 @@ def test_an_eps_that_this_library_refuses(eps):
 
     assert_left(f"its eps is {eps}", nn.RMSNorm(N, eps))
     for written in (forward, lambda self, x: formula(self, x, eps)):
-        # An expression with NaN is not equal to itself.
-        assert_left("" if math.isnan(eps) else f"its eps is {eps}", norm_of(written))
+        reason = "its forward computes with the number nan"
+        assert_left(reason if math.isnan(eps) else f"its eps is {eps}", norm_of(written))
 
 
 def test_an_eps_that_no_float_holds():

@@ -149,6 +149,22 @@ def test_gradients_in_forward_mode_are_those_of_the_kernels(partial, eps):
     torch.testing.assert_close(dx, expected, rtol=4e-6, atol=1e-44, equal_nan=True)
 
 
+@pytest.mark.parametrize("eps", [1e-110, 1e-130, 5e-324])
+@pytest.mark.parametrize("dtype", EXPONENTS, ids=str)
+def test_rows_of_zeros_with_an_eps_below_all_squares(dtype, eps):
+    """y is zero. Where 1/sqrt(eps) is out of range dx is infinite, as the kernels' is."""
+    x, dy = torch.zeros(2, 4, dtype=dtype), torch.ones(2, 4, dtype=dtype)
+    options = (eps, -1, 0.0)
+    with forward_ad.dual_level():
+        y, rstd = OPERATORS.rms_norm(x, None, None, *options, "once", 1.0, None)
+        (dx, *_) = OPERATORS.rms_norm_backward(
+            dy, x, None, None, None, None, None, *options, 1.0, False
+        )
+    assert torch.equal(y, torch.zeros_like(x))
+    torch.testing.assert_close(rstd, rmsnorm.rms_norm(x, eps=eps, return_rstd=True)[1])
+    torch.testing.assert_close(dx, rmsnorm.rms_norm_backward(dy, x, eps=eps)[0])
+
+
 def test_rows_without_elements():
     x = torch.ones(2, 0)
     y, tangent = jvp(lambda x: rmsnorm.torch.rms_norm(x, 0), (x,), (x,))

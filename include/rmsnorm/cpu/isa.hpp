@@ -1,6 +1,7 @@
 // Which instruction sets this build has kernels for, and which of them this CPU can run.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
@@ -163,10 +164,18 @@ inline IsaChoice choose_isa() {
 }  // namespace detail
 
 // The ISA that calls without an explicit one use: the environment variable RMSNORM_ISA (a name that
-// find_isa knows) as it stood at the first call, else the widest one available.
+// find_isa knows), else the widest one available. The first choice that is one stays; where
+// RMSNORM_ISA names none that can run here it is read again at the next call.
 inline IsaChoice active_isa() {
-  static const IsaChoice choice = detail::choose_isa();
-  return choice;
+  static std::atomic<int> chosen{-1};
+  int isa = chosen.load(std::memory_order_relaxed);
+  if (isa < 0) {
+    const IsaChoice choice = detail::choose_isa();
+    if (!choice.ok) return choice;
+    // Of two threads the first one has chosen for both.
+    if (chosen.compare_exchange_strong(isa, static_cast<int>(choice.isa))) return choice;
+  }
+  return {static_cast<Isa>(isa), true};
 }
 
 }  // namespace cpu

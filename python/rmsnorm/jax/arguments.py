@@ -19,6 +19,7 @@ from .._checks import (
     checked_partial,
     checked_rounding,
     checked_weight_offset,
+    number,
     repr_text,
     require_broadcast,
     require_dimensions,
@@ -27,6 +28,8 @@ from .._checks import (
 )
 from .._typing import DTypeLike, Rounding
 
+# As many as the handlers read.
+MAX_DIMENSIONS = 64
 DTYPES = tuple(np.dtype(t) for t in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 
 
@@ -72,14 +75,10 @@ def _number(value: object, name: str) -> float:
             f"{name}: expected a number, got a traced value; options are fixed when a program is "
             "traced, make it a static argument"
         )
-    if isinstance(value, (bool, np.bool_, str, bytes)):
-        raise TypeError(f"{name}: expected a number, got {type_text(value)}")
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError as error:
-        raise ValueError(f"{name}: expected a number within the range of a double") from error
-    except Exception as error:
-        raise TypeError(f"{name}: expected a number, got {type_text(value)}") from error
+    # JAX and NumPy make numbers of texts and truth values, too.
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.dtype.kind in "bSU":
+        raise TypeError(f"{name}: expected a number, got dtype {value.dtype}")
+    return number(value, name)
 
 
 def _axis_from_end(value: object, x: jax.Array) -> int:
@@ -147,6 +146,8 @@ def read_options(
     """The options of a call whose arrays fit together, or TypeError or ValueError."""
     require_array(x, "x")
     require_dimensions(x.shape)
+    if x.ndim > MAX_DIMENSIONS:
+        raise ValueError(f"x: has {x.ndim} dimensions, more than {MAX_DIMENSIONS}")
     from_end = _axis_from_end(axis, x)
     if residual is not None:
         require_array(residual, "residual")

@@ -25,10 +25,14 @@ def _normalized(s: jax.Array, options: Options) -> jax.Array:
         counted = rows[..., : math.ceil(options.partial * rows.shape[-1])]
     # Computed on rows where a constant has brought what counts near one, so that neither squares
     # nor what is derived from them overflow or are lost.
-    largest = jnp.max(jnp.abs(counted), axis=-1, keepdims=True, initial=math.sqrt(options.eps))
+    # XLA divides by a constant's reciprocal and flushes denormal ones, hence the limit.
+    root, limit = math.sqrt(options.eps), float(jnp.finfo(s.dtype).max) / 2**8
+    largest = jnp.max(jnp.abs(counted), axis=-1, keepdims=True, initial=min(root, limit))
+    largest = jnp.minimum(largest, limit)
     scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
     mean_square = jnp.mean((counted / scale) ** 2, axis=-1, keepdims=True)
-    eps = (math.sqrt(options.eps) / scale) ** 2
+    # Where the root is above it, the limit is the scale of every row.
+    eps = (root / scale if root <= limit else root / limit) ** 2
     return (rows / scale / jnp.sqrt(mean_square + eps)).reshape(s.shape)
 
 

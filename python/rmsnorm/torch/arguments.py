@@ -7,9 +7,11 @@ symbols. Errors read as those of rmsnorm.rms_norm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._checks import (
     DTYPE_NAMES,
@@ -17,6 +19,7 @@ from .._checks import (
     checked_partial,
     checked_rounding,
     checked_weight_offset,
+    number,
     require_broadcast,
     require_dimensions,
     require_shape,
@@ -52,6 +55,28 @@ def _require_device(name: str, tensor: Tensor, x: Tensor) -> None:
     raise ValueError(
         f"{named[0]}: is on {named[1].device} while {other[0]} is on {other[1].device}; expected "
         "all arrays on one device"
+    )
+
+
+def fixed_number(value: Any, name: str) -> Any:
+    """An option as a float, or the symbol of one: a tensor could be changed before it is read again
+    for backward. Raises TypeError for one whose derivative would be lost."""
+    if isinstance(value, torch.SymFloat):
+        return value
+    if isinstance(value, Tensor):
+        _require_no_derivative(value, name)
+    return number(value, name)
+
+
+def _require_no_derivative(option: Tensor, name: str) -> None:
+    if option.requires_grad and torch.is_grad_enabled():
+        derivative = "that requires grad, and its gradient"
+    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(option).tangent is not None:
+        derivative = "with a forward-mode tangent, which"
+    else:
+        return
+    raise TypeError(
+        f"{name}: expected a number, got a tensor {derivative} would be lost; pass {name}.item()"
     )
 
 

@@ -65,8 +65,12 @@ class _Rows:
         self.scaled = s / self._scale
         squares = self._where_counted(self.scaled) ** 2
         mean_square = squares.sum(tuple(range(axis, 0)), keepdim=True) / self._count
-        # The square of a scale may be out of range.
-        self.scaled_rstd = torch.rsqrt(mean_square + (eps / scale / scale).to(s.dtype))
+        # The square of a scale may be out of range. An eps below it counts in rows of zeros alone,
+        # where it is not zero either: rstd is out of range there.
+        scaled_eps = (eps / scale / scale).to(s.dtype)
+        if eps > 0:
+            scaled_eps = scaled_eps.clamp(torch.finfo(s.dtype).tiny)
+        self.scaled_rstd = torch.rsqrt(mean_square + scaled_eps)
         self.normed = self.scaled * self.scaled_rstd
 
     def _where_counted(self, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._typing import Rounding
 from . import dispatch
+from .arguments import fixed_number
 
 _SINGLE_EPS = torch.finfo(torch.float32).eps
 _DOUBLE_EPS = torch.finfo(torch.float64).eps
@@ -59,10 +60,11 @@ def _require_parameters(weight: object, bias: object) -> None:
 def _axis_and_eps(
     input: Tensor, normalized_shape: SupportsIndex | Sequence[SupportsIndex], eps: float | None
 ) -> tuple[int, float]:
-    if isinstance(normalized_shape, tuple):
+    kind = type(normalized_shape)
+    if kind is int:
+        shape: Any = (normalized_shape,)
+    elif kind is torch.Size or (kind is tuple and all(type(n) is int for n in normalized_shape)):
         shape = normalized_shape
-    elif type(normalized_shape) is int:
-        shape = (normalized_shape,)
     else:
         shape = sizes_of(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
@@ -70,7 +72,11 @@ def _axis_and_eps(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
             f"{tuple(input.shape)}, got {reprlib.repr(shape)}"
         )
-    return -len(shape), default_eps(input.dtype) if eps is None else eps
+    if eps is None:
+        eps = default_eps(input.dtype)
+    elif type(eps) is not float:
+        eps = fixed_number(eps, "eps")
+    return -len(shape), eps
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
@@ -116,7 +122,8 @@ def rms_norm(
         A contiguous tensor of the shape of input.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value.
+        TypeError, ValueError: An argument is of the wrong kind, dtype, shape or value. Of these
+            messages, those that come from rmsnorm.rms_norm call input x.
         RuntimeError: The tensors are on a device that this build cannot compute on.
 
     Examples:
@@ -148,6 +155,8 @@ def rms_norm(
         _require_tensor("input", input)
     _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
+    if type(weight_offset) is not float:
+        weight_offset = fixed_number(weight_offset, "weight_offset")
     if out_dtype is None and input.is_cuda:
         out_dtype = autocast_dtype(input)
     y: Tensor = dispatch.rms_norm(
@@ -212,6 +221,8 @@ def add_rms_norm(
     _require_tensor("residual", residual)
     _require_parameters(weight, bias)
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
+    if type(weight_offset) is not float:
+        weight_offset = fixed_number(weight_offset, "weight_offset")
     results: tuple[Tensor, Tensor] = dispatch.add_rms_norm(
         False, input, residual, weight, bias, eps, axis, weight_offset, rounding, round_residual
     )

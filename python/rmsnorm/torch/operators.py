@@ -18,7 +18,12 @@ from torch.nn import Parameter
 import rmsnorm
 
 from .._typing import Rounding
-from .arguments import check_add_rms_norm, check_rms_norm, check_rms_norm_backward
+from .arguments import (
+    check_add_rms_norm,
+    check_rms_norm,
+    check_rms_norm_backward,
+    require_axis,
+)
 from .formula import compute_dtype, result_dtype
 from .registration import define, implementations
 
@@ -53,6 +58,8 @@ def rms_norm(
     *,
     with_rstd: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
+    if axis >= 0:  # Gradients and vmap count from the end.
+        require_axis(axis, x.shape)
     return rmsnorm.rms_norm(
         x,
         weight,
@@ -80,6 +87,8 @@ def add_rms_norm(
     *,
     with_rstd: bool = True,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    if axis >= 0:
+        require_axis(axis, x.shape)
     return rmsnorm.add_rms_norm(
         x,
         residual,
@@ -109,6 +118,8 @@ def gradients(
     needs_dweight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What rms_norm_backward computes, with None for a gradient without its input."""
+    if axis >= 0:
+        require_axis(axis, x.shape)
     dtype = result_dtype(x, residual)
     return rmsnorm.rms_norm_backward(
         dy,

@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
 from ctypes import c_float
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -257,8 +258,12 @@ def _recognise(module: Module) -> Norm:
         try:
             with apart():
                 result = _recognise_forward(module)
-        finally:
-            changed = state.restore()
+        except BaseException:
+            # What a class refuses to have put back may not hide an interrupt.
+            with suppress(Exception):
+                state.restore()
+            raise
+        changed = state.restore()
     if changed is not None:
         raise Unrecognised(f"its forward changes its attribute {changed}")
     if isinstance(result, str):
@@ -306,13 +311,23 @@ class _Identity:
         return id(self._value)
 
 
-def _key(value: Any) -> Hashable:
-    """Equal for values that no forward can tell apart: what == says may leave much out."""
+# Of the attributes of a module; with more of them its key is not worth its time. A list that is in
+# others many times over counts each time.
+_MOST_VALUES = 1000
+
+
+def _key(value: Any, places: Iterator[int]) -> Hashable:
+    """Equal for values that no forward can tell apart: what == says may leave much out.
+
+    Each value takes one of the places; TypeError where they are used up.
+    """
+    if next(places, None) is None:
+        raise TypeError("too many values")
     kind = type(value)
     if isinstance(value, _PLAIN) and kind.__module__ in _MODULES_OF_PLAIN:
         return kind, value
     if kind in (tuple, list, torch.Size):
-        return kind, *map(_key, value)
+        return kind, *(_key(part, places) for part in value)
     if kind.__hash__ is None:  # Its owner may change it, and it would be kept for nothing.
         raise TypeError(f"unhashable: {kind.__name__}")
     return _Identity(value)
@@ -324,9 +339,10 @@ def _what_forward_depends_on(module: Module) -> Hashable:
         (name, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
     )
+    places = iter(range(_MOST_VALUES))
     try:
         attributes = tuple(
-            (name, _key(value))
+            (name, _key(value, places))
             for name, value in vars(module).items()
             if name not in _ATTRIBUTES_OF_MODULE and name not in _ATTRIBUTES_OF_HOOKS
         )

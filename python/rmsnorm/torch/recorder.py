@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -23,11 +24,26 @@ class Expression:
     dtype: torch.dtype
     operands: tuple[Any, ...] = ()
     given: Literal["input", "parameter"] | None = None
+    # Of the text, as it were: a part that is used twice counts twice.
+    size: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", 1 + _size(self.operands))
 
     def __str__(self) -> str:
         if self.given:
             return self.name
         return f"{self.name}({', '.join(map(str, self.operands))})"
+
+
+def _size(operand: Any) -> int:
+    if isinstance(operand, tuple):
+        return sum(map(_size, operand))
+    return operand.size if isinstance(operand, Expression) else 1
+
+
+# The known formulas have up to 16 parts. x = x + x doubles them each time that it is computed.
+_LARGEST = 500
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return torch.float64 if self._double and tensor.dtype == torch.float32 else tensor.dtype
 
     def _remember(self, tensor: Tensor, expression: Any) -> None:
+        if _size(expression) > _LARGEST:
+            self._refuse("its forward computes more than any norm")
         self._known[id(tensor)] = _Recorded(tensor, expression, tensor.untyped_storage())
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -95,6 +113,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, (list, tuple)):
             return tuple(map(self.expression, value))
         if not isinstance(value, Tensor):
+            if is_number(value) and math.isnan(value):
+                self._refuse("its forward computes with the number nan")
             return value
         recorded = self._known.get(id(value))
         if recorded is None:

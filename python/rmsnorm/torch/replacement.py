@@ -141,6 +141,8 @@ def _change_class(module: Module, kind: type[Module]) -> None:
     """Gives a module another class, and its forward to those who keep the module's own one."""
     before = type(module).forward
     module.__class__ = kind
+    if type(module) is not kind:
+        raise Unrecognised("its class cannot be changed")
     for name, value in vars(module).items():
         if _is_method(value, before, module):
             vars(module)[name] = MethodType(kind.forward, module)
@@ -254,8 +256,9 @@ class Report:
         the module's. Copies of the model that were made since are not undone.
         """
         if not self._undone:
-            for norm in self.replaced:
-                _restore(norm.module)
+            with ExitStack() as restoring:  # A class that raises does not keep the others.
+                for norm in self.replaced:
+                    restoring.callback(_restore, norm.module)
         self._undone = True
 
     def __enter__(self) -> Report:
