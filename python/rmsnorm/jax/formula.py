@@ -26,7 +26,7 @@ def _normalized(s: jax.Array, options: Options) -> jax.Array:
     # Computed on rows where a constant has brought what counts near one, so that neither squares
     # nor what is derived from them overflow or are lost.
     # XLA divides by a constant's reciprocal and flushes denormal ones, hence the limit.
-    root, limit = math.sqrt(options.eps), float(jnp.finfo(s.dtype).max) / 2**8
+    root, limit = math.sqrt(options.eps), float(np.finfo(s.dtype).max) / 2**8
     largest = jnp.max(jnp.abs(counted), axis=-1, keepdims=True, initial=min(root, limit))
     largest = jnp.minimum(largest, limit)
     scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))

@@ -28,6 +28,8 @@ from .._checks import (
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STATISTICS = (torch.float32, torch.float64)
 
+_unpack_dual: Any = forward_ad.unpack_dual
+
 _Tensors = dict[str, Tensor | None]
 
 
@@ -71,7 +73,7 @@ def fixed_number(value: Any, name: str) -> Any:
 def _require_no_derivative(option: Tensor, name: str) -> None:
     if option.requires_grad and torch.is_grad_enabled():
         derivative = "that requires grad, and its gradient"
-    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(option).tangent is not None:
+    elif forward_ad._current_level >= 0 and _unpack_dual(option).tangent is not None:
         derivative = "with a forward-mode tangent, which"
     else:
         return

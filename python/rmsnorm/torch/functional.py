@@ -57,13 +57,15 @@ def _require_parameters(weight: object, bias: object) -> None:
         _require_tensor("bias", bias)
 
 
-def _axis_and_eps(
-    input: Tensor, normalized_shape: SupportsIndex | Sequence[SupportsIndex], eps: float | None
-) -> tuple[int, float]:
+def _is_one_int(sizes: tuple[Any, ...]) -> bool:
+    return len(sizes) == 1 and type(sizes[0]) is int
+
+
+def _axis_and_eps(input: Tensor, normalized_shape: Any, eps: float | None) -> tuple[int, float]:
     kind = type(normalized_shape)
     if kind is int:
-        shape: Any = (normalized_shape,)
-    elif kind is torch.Size or (kind is tuple and all(type(n) is int for n in normalized_shape)):
+        shape: tuple[Any, ...] = (normalized_shape,)
+    elif kind is torch.Size or (kind is tuple and _is_one_int(normalized_shape)):
         shape = normalized_shape
     else:
         shape = sizes_of(normalized_shape)
