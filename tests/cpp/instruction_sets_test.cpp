@@ -105,7 +105,7 @@ TEST(InstructionSets, NotFoundByOtherNames) {
   }
 }
 
-// CMakeLists.txt runs this with several values of RMSNORM_ISA, which is read once per process.
+// CMakeLists.txt runs this with several values of RMSNORM_ISA: what a process has chosen stays.
 TEST(ActiveInstructionSet, FollowsTheEnvironment) {
   std::string wanted = environment("RMSNORM_ISA");
   std::transform(wanted.begin(), wanted.end(), wanted.begin(),
