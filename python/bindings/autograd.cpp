@@ -1,6 +1,9 @@
 #include "autograd.hpp"
 
+#include <utility>
+
 #include "errors.hpp"
+#include "foreign.hpp"
 #include "frameworks.hpp"
 
 namespace rmsnorm::python {
@@ -55,10 +58,47 @@ bool tangents_exist() {
   return exist;
 }
 
+// A function of torch's that has no public name; null where this torch has none.
+nb::object function_of_torch(const char* module, const char* name) {
+  return find_attribute(nb::module_::import_(module), name);
+}
+
+// Whether a tensor stands for another one, whose derivatives a transform of torch.func or
+// functionalization follows.
+bool is_wrapped(nb::handle tensor) {
+  for (const auto& [module, name] :
+       {std::pair("torch._C._functorch", "is_functorch_wrapped_tensor"),
+        std::pair("torch", "_is_functional_tensor")}) {
+    const nb::object ask = function_of_torch(module, name);
+    if (ask.is_valid() && ask(tensor).is(nb::bool_(true))) return true;
+  }
+  return false;
+}
+
+bool shows_tangent(nb::handle tensor) {
+  const nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(tensor);
+  return !nb::getattr(dual, "tangent").is_none();
+}
+
 // In forward mode.
 bool has_tangent(nb::handle tensor) {
-  nb::object dual = nb::handle(torch()->forward_ad).attr("unpack_dual")(tensor);
-  return !nb::getattr(dual, "tangent").is_none();
+  if (shows_tangent(tensor)) return true;
+  // Transforms of torch.func hide the tangents of tensors that come from outside of them.
+  const nb::object without_transforms =
+      function_of_torch("torch._functorch.pyfunctorch", "temporarily_clear_interpreter_stack");
+  if (!without_transforms.is_valid() || is_wrapped(tensor)) return false;
+  const nb::object context = without_transforms();
+  context.attr("__enter__")();
+  const auto leave = [&] { context.attr("__exit__")(nb::none(), nb::none(), nb::none()); };
+  bool shown = false;
+  try {
+    shown = shows_tangent(tensor);
+  } catch (nb::python_error&) {
+    leave();
+    throw;
+  }
+  leave();
+  return shown;
 }
 
 bool requires_grad(nb::handle tensor) {
@@ -151,7 +191,9 @@ void require_no_derivatives(const Call& call) {
 void refuse_lost_derivative(nb::handle option, const char* name) {
   if (torch() == nullptr || !is_of_type(option, torch()->tensor)) return;
   const char* derivative = nullptr;
-  if (requires_grad(option))
+  if (is_wrapped(option))
+    derivative = "that a transform follows, whose derivatives";
+  else if (requires_grad(option))
     derivative = "that requires grad, and its gradient";
   else if (tangents_exist() && has_tangent(option))
     derivative = "with a forward-mode tangent, which";

@@ -205,6 +205,9 @@ std::string isa_error_text() {
   const char* wanted = std::getenv("RMSNORM_ISA");
   cpu::Isa isa = cpu::Isa::scalar;
   const bool known = wanted != nullptr && cpu::find_isa(wanted, &isa);
+  if (wanted == nullptr || *wanted == '\0' || (known && cpu::available(isa)))
+    return "RMSNORM_ISA: was changed during the call, which it named no instruction set for; call "
+           "again";
   return "RMSNORM_ISA: " + environment_text("RMSNORM_ISA") +
          (known ? " cannot run here" : " is the name of no instruction set") +
          "; expected one of: " + runnable;

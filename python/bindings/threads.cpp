@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <rmsnorm/rmsnorm.hpp>
 #include <thread>
 
 #if defined(_OPENMP)
@@ -35,6 +36,7 @@ std::atomic<bool> forked{false};
 Status run_step(const void* params, const Step& step) {
 #if defined(_OPENMP)
   if (const int threads = useful_threads(step); threads > 1) {
+    if (!cpu::active_isa().ok) return {Code::isa_unavailable, Argument::isa};
     std::atomic<std::int64_t> failure{-1};
 #pragma omp parallel num_threads(threads)
     {

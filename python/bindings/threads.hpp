@@ -30,6 +30,8 @@ constexpr bool has_openmp() {
 
 // One step of a computation: units 0 ... count-1 of work, rows for example, of which
 // compute(params, begin, end) does a range. `bytes` is what the step reads and writes together.
+// Before several threads do ranges the ISA is known to be chosen: one that is chosen meanwhile
+// would have some ranges refused and others written.
 struct Step {
   Status (*compute)(const void* params, std::int64_t begin, std::int64_t end);
   std::int64_t count;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <rmsnorm/rmsnorm.hpp>
 #include <thread>
 
 namespace rmsnorm::python::xla {
@@ -78,6 +79,7 @@ void discard(const CallFrame& frame, Error* error) {
 Status run_step(const CallFrame& frame, const void* params, const Step& step) {
   const int threads = useful_threads(step);
   if (threads == 1) return step.compute(params, 0, step.count);
+  if (!cpu::active_isa().ok) return {Code::isa_unavailable, Argument::isa};
   const auto shared = std::make_shared<SharedStep>(
       params, step, std::min<std::int64_t>(step.count, threads * ranges_per_thread));
   for (int i = 1; i < threads && schedule(frame, shared); ++i) {

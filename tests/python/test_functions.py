@@ -190,7 +190,7 @@ def test_an_attribute_of_a_class_stays_the_function():
     assert_same_bits(Model().norm(x), rmsnorm.rms_norm(x))
 
 
-@pytest.mark.parametrize("name", [b"__module__", (), 10**30, object(), None], ids=repr)
+@pytest.mark.parametrize("name", [b"__module__", (), 10**30, object(), None], ids=type)
 def test_names_of_attributes_are_strings(name):
     with pytest.raises(TypeError, match="attribute name must be string"):
         rmsnorm.rms_norm.__getattribute__(name)

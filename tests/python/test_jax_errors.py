@@ -50,6 +50,7 @@ WRONG_CALLS = {
     "eps type": (TypeError, r"^eps: expected a number, got str$", (X,), {"eps": "1e-6"}),
     "eps None": (TypeError, r"^eps: expected a number, got NoneType$", (X,), {"eps": None}),
     "eps flag": (TypeError, r"^eps: expected a number, got bool$", (X,), {"eps": True}),
+    "eps key": (TypeError, r"^eps: expected a number, got ", (X,), {"eps": jax.random.key(0)}),
     "eps bytes": (TypeError, r"^eps: .* got bytearray$", (X,), {"eps": bytearray(b"1")}),
     "eps text array": (TypeError, r"^eps: .* dtype <U1$", (X,), {"eps": np.array("1")}),
     "eps bool array": (TypeError, r"^eps: .* dtype bool$", (X,), {"eps": jnp.array(True)}),

@@ -166,6 +166,41 @@ def test_an_isa_that_is_corrected_within_the_process():
     assert result.returncode == 0, result.stderr
 
 
+def test_an_isa_that_is_corrected_during_a_call():
+    """A call on several threads writes all of its rows or none, and says what was wrong."""
+    code = """
+    import os, threading, time, numpy, rmsnorm
+    x = numpy.ones((4096, 256), numpy.float32)
+    wrong, refused = [], threading.Event()
+    def call():
+        while True:
+            out = numpy.zeros_like(x)
+            try:
+                rmsnorm.rms_norm(x, out=out)
+            except RuntimeError as error:
+                refused.set()
+                told = "'nonsense' is the name of no" in str(error) or "was changed" in str(error)
+                if not told or out.any():
+                    wrong.append(f"{error}, {out.any(1).sum()} rows")
+            else:
+                if not out.all():
+                    wrong.append("rows are left")
+                return
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    refused.wait()
+    os.environ["RMSNORM_ISA"] = "scalar"
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong
+    """
+    environment = {"RMSNORM_ISA": "nonsense", "RMSNORM_NUM_THREADS": "2"}
+    for _ in range(5):
+        result = python("-c", textwrap.dedent(code), **environment)
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"avx2\xe4", b"x" * 100_000, b"a\nb", "ä".encode()])
 def test_environment_variables_of_any_bytes(value):
     code = """

@@ -6,12 +6,14 @@ are shapes alone.
 
 import contextlib
 
+import numpy as np
 import pytest
+import rmsnorm
 import rmsnorm.torch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import jvp
+from torch.func import functionalize, grad, jvp
 
 OPERATORS = torch.ops.rmsnorm
 OPTIONS = {"eps": 1e-5, "axis": -1, "weight_offset": 0.0, "rounding": "once"}
@@ -146,6 +148,45 @@ def test_an_option_whose_derivative_would_be_lost(way, name, option):
             call(ones(2, 4))
         with pytest.raises(TypeError, match=lost):
             rmsnorm.rms_norm(ones(2, 4), ones(4), **{option: value})
+
+
+# An option within a transform, which hides what follows the option outside of it.
+NESTED = {
+    "jvp of grad": lambda f, x, v: jvp(lambda v: grad(lambda x: f(x, v))(x), (v,), (v,)),
+    "jvp of jvp": lambda f, x, v: jvp(lambda v: jvp(lambda x: f(x, v), (x,), (x,)), (v,), (v,)),
+    "jvp of vmap": lambda f, x, v: jvp(lambda v: torch.vmap(lambda x: f(x, v))(x), (v,), (v,)),
+    "grad of functionalize": lambda f, x, v: grad(lambda v: functionalize(f)(x, v))(v),
+    "functionalize": lambda f, x, v: functionalize(f)(x, v.requires_grad_()),
+    "a dual number in grad": lambda f, x, v: grad(lambda x: f(x, dual(v)))(x),
+    "a dual number in vmap": lambda f, x, v: torch.vmap(lambda x: f(x, dual(v)))(x),
+}
+
+
+def dual(v):
+    return forward_ad.make_dual(v, torch.ones_like(v))
+
+
+@pytest.mark.parametrize("option", ["eps", "weight_offset"])
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("of", ["tensors", "arrays"])
+def test_an_option_in_a_transform_of_another(of, name, option):
+    def norm(x, v):
+        if of == "tensors":
+            return rmsnorm.torch.rms_norm(x, 4, ones(4), **{option: v}).sum()
+        y = rmsnorm.rms_norm(np.ones((2, 4)), np.ones(4), **{option: v})
+        return float(y.sum()) * x.sum()
+
+    with (
+        forward_ad.dual_level() if "dual" in name else contextlib.nullcontext(),
+        pytest.raises(TypeError, match=rf"^{option}: expected a number, got a tensor .* be lost"),
+    ):
+        NESTED[name](norm, ones(2, 4), torch.tensor(0.5))
+
+
+def test_an_array_with_a_tangent_in_a_transform():
+    x = ones(2, 4)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="^x: .* tangent"):
+        grad(lambda z: z * rmsnorm.rms_norm(dual(x)).sum())(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("option", ["eps", "weight_offset"])

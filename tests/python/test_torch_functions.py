@@ -240,6 +240,13 @@ def test_integers(integer):
         assert same(rmsnorm.torch.add_rms_norm(x, x, normalized_shape)[1], x + x)
 
 
+def test_integers_of_numpy_while_compiling():
+    sizes, x = (np.int64(3), np.int64(40)), sample((2, 3, 40))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: rmsnorm.torch.rms_norm(x, sizes), backend="eager")
+    assert same(compiled(x), rmsnorm.torch.rms_norm(x, (3, 40)))
+
+
 @pytest.mark.parametrize("wrong", [True, 40.0, "40", None, torch.tensor([40]), [40.0], (True,)])
 def test_what_is_no_integer(wrong):
     message = r"^normalized_shape: expected an integer or a sequence of integers, got "

@@ -91,27 +91,57 @@ def test_a_class_that_ignores_its_change():
     assert_left("its class cannot be changed", norm_of(plain, __setattr__=__setattr__))
 
 
+class RaisesOnceReplaced(Parent):
+    """The error as its class is changed back."""
+
+    error = None
+
+    def __setattr__(self, name, value):
+        if (
+            name == "__class__"
+            and self.error is not None
+            and hasattr(type(self), "_rmsnorm_original")
+        ):
+            raise self.error
+        super().__setattr__(name, value)
+
+
+def raising_once_replaced(error):
+    return type("SomeRMSNorm", (RaisesOnceReplaced,), {"forward": plain, "error": error})()
+
+
 def test_undo_goes_on_behind_a_class_that_cannot_be_changed_back():
-    class Once(Parent):
-        forward = plain
-        frozen = False
-
-        def __setattr__(self, name, value):
-            if name == "__class__" and self.frozen:
-                raise AttributeError("frozen")
-            super().__setattr__(name, value)
-
-    model = between_two_norms(type("OnceRMSNorm", (Once,), {})())
+    model = between_two_norms(raising_once_replaced(AttributeError("frozen")))
     report = replace_rms_norms(model)
     assert len(report.replaced) == 3
-    Once.frozen = True
     with pytest.raises(AttributeError, match="frozen"):
         report.undo()
     assert type(model[0]) is type(model[2]) is nn.RMSNorm
     assert "_rmsnorm_norm" not in vars(model[1])
-    Once.frozen = False
+    type(model[1])._rmsnorm_original.error = None
     report.undo()
     assert type(model[1]).forward is plain
+
+
+def test_an_interrupt_of_undo():
+    errors = AttributeError("frozen"), KeyboardInterrupt("now")
+    for order in (errors, errors[::-1]):
+        model = between_two_norms(*map(raising_once_replaced, order))
+        report = replace_rms_norms(model)
+        with pytest.raises(KeyboardInterrupt, match="now"):
+            report.undo()
+
+
+def test_an_interrupt_behind_a_module_that_cannot_be_changed_back():
+    def forward(self, x):
+        raise KeyboardInterrupt("now")
+
+    frozen = raising_once_replaced(AttributeError("frozen"))
+    model = between_two_norms(frozen, norm_of(plain), norm_of(forward))
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        replace_rms_norms(model)
+    assert type(model[0]) is nn.RMSNorm and type(model[2]).forward is plain
+    assert not any("_rmsnorm_norm" in vars(module) for module in model)
 
 
 def test_attributes_that_hold_each_other_many_times_over():

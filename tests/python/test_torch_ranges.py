@@ -165,6 +165,22 @@ def test_rows_of_zeros_with_an_eps_below_all_squares(dtype, eps):
     torch.testing.assert_close(dx, rmsnorm.rms_norm_backward(dy, x, eps=eps)[0])
 
 
+@pytest.mark.parametrize("eps", [1e-100, 1e-115, 1e-130])
+def test_elements_that_are_not_counted_beside_zeros(eps):
+    x = torch.tensor([[0, 0, 2.0**-126, -(2.0**-120)]])
+    expected = rmsnorm.rms_norm(x, eps=eps, partial=0.5)
+    with forward_ad.dual_level():
+        y, _ = OPERATORS.rms_norm(x, None, None, eps, -1, 0.0, "once", 0.5, None)
+    torch.testing.assert_close(y, expected)
+    dy = torch.tensor([[0.0, 0, 1, 2]])
+    (expected, *_) = rmsnorm.rms_norm_backward(dy, x * 2.0**-20, ones := torch.ones(4), eps=eps)
+    with forward_ad.dual_level():
+        (dx, *_) = OPERATORS.rms_norm_backward(
+            dy, x * 2.0**-20, None, ones, None, None, None, eps, -1, 0.0, 1.0, True
+        )
+    torch.testing.assert_close(dx, expected)
+
+
 def test_rows_without_elements():
     x = torch.ones(2, 0)
     y, tangent = jvp(lambda x: rmsnorm.torch.rms_norm(x, 0), (x,), (x,))

@@ -69,14 +69,15 @@ def require_array(value: object, name: str) -> None:
     _require_held(value.dtype, name)
 
 
-def _number(value: object, name: str) -> float:
+def _number(value: Any, name: str) -> float:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name}: expected a number, got a traced value; options are fixed when a program is "
             "traced, make it a static argument"
         )
-    # JAX and NumPy make numbers of texts and truth values, too.
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.dtype.kind in "bSU":
+    # JAX and NumPy make numbers of truth values and texts, too. A dtype of JAX's keys has no kind.
+    is_array = isinstance(value, (np.generic, np.ndarray, jax.Array))
+    if is_array and getattr(value.dtype, "kind", "V") in "bSTUV":
         raise TypeError(f"{name}: expected a number, got dtype {value.dtype}")
     return number(value, name)
 

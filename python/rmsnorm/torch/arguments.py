@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from .._checks import (
@@ -29,6 +30,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STATISTICS = (torch.float32, torch.float64)
 
 _unpack_dual: Any = forward_ad.unpack_dual
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 _Tensors = dict[str, Tensor | None]
 
@@ -70,10 +72,19 @@ def fixed_number(value: Any, name: str) -> Any:
     return number(value, name)
 
 
+def _has_tangent(tensor: Tensor) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    with temporarily_clear_interpreter_stack():  # Transforms hide tangents from outside of them.
+        return _unpack_dual(tensor).tangent is not None
+
+
 def _require_no_derivative(option: Tensor, name: str) -> None:
-    if option.requires_grad and torch.is_grad_enabled():
+    if _is_wrapped(option) or torch._is_functional_tensor(option):
+        derivative = "that a transform follows, whose derivatives"
+    elif option.requires_grad and torch.is_grad_enabled():
         derivative = "that requires grad, and its gradient"
-    elif forward_ad._current_level >= 0 and _unpack_dual(option).tangent is not None:
+    elif _has_tangent(option):
         derivative = "with a forward-mode tangent, which"
     else:
         return

@@ -48,6 +48,12 @@ def _scale(s: Tensor, eps: float, axis: int) -> Tensor:
     return scale.reshape(*s.shape[:axis], *(1,) * -axis)
 
 
+# A smaller eps of scaled rows counts as this one: rstd is above all floats with either, and its
+# derivatives of some order are still doubles. Beside elements that are not zero it is nothing, and
+# rows of doubles are scaled by no less than the root of eps.
+_LEAST_EPS = 1e-80
+
+
 class _Rows:
     """The rows of s normalized, each divided by a power of two before, as the kernels do it.
 
@@ -65,12 +71,14 @@ class _Rows:
         self.scaled = s / self._scale
         squares = self._where_counted(self.scaled) ** 2
         mean_square = squares.sum(tuple(range(axis, 0)), keepdim=True) / self._count
-        # The square of a scale may be out of range. An eps below it counts in rows of zeros alone,
-        # where it is not zero either: rstd is out of range there.
-        scaled_eps = (eps / scale / scale).to(s.dtype)
+        # In double, since the square of a scale of floats may be out of their range.
+        scaled_eps = eps / scale / scale
         if eps > 0:
-            scaled_eps = scaled_eps.clamp(torch.finfo(s.dtype).tiny)
-        self.scaled_rstd = torch.rsqrt(mean_square + scaled_eps)
+            scaled_eps = scaled_eps.clamp(_LEAST_EPS)
+        rstd = torch.rsqrt(mean_square.double() + scaled_eps)
+        if eps > 0:  # y of zeros is zero then, and not zero times infinity.
+            rstd = rstd.clamp(max=torch.finfo(s.dtype).max)
+        self.scaled_rstd = rstd.to(s.dtype)
         self.normed = self.scaled * self.scaled_rstd
 
     def _where_counted(self, values: Tensor) -> Tensor:

@@ -57,16 +57,14 @@ def _require_parameters(weight: object, bias: object) -> None:
         _require_tensor("bias", bias)
 
 
-def _is_one_int(sizes: tuple[Any, ...]) -> bool:
-    return len(sizes) == 1 and type(sizes[0]) is int
-
-
 def _axis_and_eps(input: Tensor, normalized_shape: Any, eps: float | None) -> tuple[int, float]:
-    kind = type(normalized_shape)
-    if kind is int:
-        shape: tuple[Any, ...] = (normalized_shape,)
-    elif kind is torch.Size or (kind is tuple and _is_one_int(normalized_shape)):
+    if isinstance(normalized_shape, tuple):
         shape = normalized_shape
+        for n in shape:  # What is equal to a size of input is one, but for these.
+            if isinstance(n, (bool, float)):
+                sizes_of(shape)  # raises
+    elif type(normalized_shape) is int:
+        shape = (normalized_shape,)
     else:
         shape = sizes_of(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MethodType, TracebackType
 from typing import Any, final
@@ -137,6 +137,18 @@ def _restore(module: Module) -> None:
         _change_class(module, getattr(module, _ORIGINAL))
 
 
+def _restore_all(modules: Iterable[Module]) -> None:
+    """Of classes that raise the first exception is raised, after the other modules."""
+    failure = None
+    for module in modules:
+        try:
+            _restore(module)
+        except Exception as error:  # noqa: BLE001  a class may raise anything
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
 def _change_class(module: Module, kind: type[Module]) -> None:
     """Gives a module another class, and its forward to those who keep the module's own one."""
     before = type(module).forward
@@ -256,9 +268,7 @@ class Report:
         the module's. Copies of the model that were made since are not undone.
         """
         if not self._undone:
-            with ExitStack() as restoring:  # A class that raises does not keep the others.
-                for norm in self.replaced:
-                    restoring.callback(_restore, norm.module)
+            _restore_all(norm.module for norm in self.replaced)
         self._undone = True
 
     def __enter__(self) -> Report:
@@ -339,7 +349,8 @@ def replace_rms_norms(model: Module) -> Report:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     recognition = Recognition()
     replaced, left = [], []
-    with ExitStack() as undo:  # for what goes through, KeyboardInterrupt for instance
+    begun: list[Module] = []
+    try:
         for name, module in model.named_modules():
             kind = type(module).__name__
             try:
@@ -349,11 +360,14 @@ def replace_rms_norms(model: Module) -> Report:
                     _require_replaceable(module)
                     _restore(module)  # An undo may have left the class, beneath what is gone now.
                     norm = recognition.of(module)
-                    undo.callback(_restore, module)
+                    begun.append(module)
                     _replace(module, norm)
             except Unrecognised as error:
                 left.append(LeftNorm(name, module, kind, str(error)))
             else:
                 replaced.append(ReplacedNorm(name, module, kind, norm.formula.text, norm.eps))
-        undo.pop_all()
+    except BaseException:  # KeyboardInterrupt, or of what lists the modules
+        with suppress(Exception):
+            _restore_all(begun)
+        raise
     return Report(replaced, left)
