@@ -78,6 +78,7 @@ COMPUTED = {
     "integers": (HouseRMSNorm, lambda: torch.arange(4 * N).reshape(4, N)),
     "complex": (HouseRMSNorm, lambda: torch.complex(sample(4, N), sample(4, N))),
     "negative bit": (HouseRMSNorm, conjugate_part),
+    "zeros without memory": (HouseRMSNorm, lambda: torch._efficientzerotensor((4, N))),
     "nothing": (DefaultRMSNorm, lambda: None),
 }
 

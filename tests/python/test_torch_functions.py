@@ -97,6 +97,9 @@ def test_weights_that_broadcast():
     assert same(rmsnorm.torch.rms_norm(x, 40, w, 1e-5), rmsnorm.rms_norm(x, w, eps=1e-5))
 
 
+LONG_NAMED = type("A" * 10**6, (), {})()
+
+
 @pytest.mark.parametrize(
     "arguments, exception, message",
     [
@@ -109,7 +112,10 @@ def test_weights_that_broadcast():
         ((torch.ones(2, 8), 8, torch.ones(7)), ValueError, r"^weight: expected shape \(8,\)"),
         ((torch.ones(2, 8), 8, None, -1.0), ValueError, r"^eps: "),
         ((torch.ones(2, 8), torch.tensor(8)), TypeError, r"^normalized_shape: .*tensor\(8\)"),
-        ((torch.ones(2, 8), "8" * 10**6), TypeError, r"^normalized_shape: .{,120}$"),
+        ((torch.ones(2, 8), "8" * 10**6), TypeError, r"^normalized_shape: .{,140}$"),
+        ((torch.ones(2, 8), 10**5000), ValueError, r"^normalized_shape: .* got .*cannot be shown"),
+        ((LONG_NAMED, 8), TypeError, r"^input: .{,400}$"),
+        ((torch.ones(2, 8), 8, LONG_NAMED), TypeError, r"^weight: .{,400}$"),
         ((torch.ones(2, 8), (8.0,)), TypeError, r"^normalized_shape: .*\(8.0,\)"),
         ((torch.ones(2, 1), (True,)), TypeError, r"^normalized_shape: .*\(True,\)"),
         (
@@ -134,6 +140,9 @@ def test_wrong_calls(arguments, exception, message):
     [
         ((-1,), {}, ValueError, r"^normalized_shape: .*-1"),
         ((8,), {"weight_offset": "a"}, TypeError, r"^weight_offset: expected a number, got str"),
+        ((10**5000,), {}, ValueError, r"^normalized_shape: .* got .*cannot be shown"),
+        ((8,), {"weight_offset": 10**400}, ValueError, r"^weight_offset: .* range of a double$"),
+        ((8,), {"weight_offset": LONG_NAMED}, TypeError, r"^weight_offset: .{,400}$"),
         ((8,), {"weight_offset": True}, TypeError, r"^weight_offset: expected a number, got bool"),
     ],
 )

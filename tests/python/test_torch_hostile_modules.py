@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from rmsnorm.torch import replace_rms_norms
+from rmsnorm.torch import recognition, replace_rms_norms
 from torch import nn
 
 N = 32
@@ -108,6 +108,51 @@ class RaisesOnceReplaced(Parent):
 
 def raising_once_replaced(error):
     return type("SomeRMSNorm", (RaisesOnceReplaced,), {"forward": plain, "error": error})()
+
+
+def test_a_metaclass_that_has_every_attribute():
+    class Meta(type):
+        def __getattr__(cls, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    kind = Meta("SomeRMSNorm", (Parent,), {"forward": plain})
+    module = kind()
+    report = replace_rms_norms(module)
+    assert len(report.replaced) == 1 and type(module) is not kind
+    report.undo()
+    assert type(module) is kind
+
+
+def twice(self, x):
+    return 2 * nn.functional.layer_norm(x, (N,), self.weight)
+
+
+@pytest.mark.parametrize("own_forward", [False, True])
+def test_torchs_norm_whose_forward_is_anothers(monkeypatch, own_forward):
+    """As by a program that patches torch's class."""
+    monkeypatch.setattr(nn.RMSNorm, "forward", twice)
+    module = nn.RMSNorm(N)
+    if own_forward:
+        module.forward = functools.partial(twice, module)
+    assert len(replace_rms_norms(module).left) == 1
+    assert type(module) is nn.RMSNorm
+
+
+def test_torchs_function_is_anothers(monkeypatch):
+    original = nn.functional.rms_norm
+    monkeypatch.setattr(nn.functional, "rms_norm", lambda *arguments: 2 * original(*arguments))
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, (N,), self.weight, 1e-6)
+
+    for module in (nn.RMSNorm(N), norm_of(forward)):
+        for known in (recognition._known_expression.cache_clear, lambda: None):
+            known()
+            assert len(replace_rms_norms(module).left) == 1
+    monkeypatch.undo()
+    recognition._known_expression.cache_clear()
+    assert_left("its eps is -1.0", nn.RMSNorm(N, -1.0))
 
 
 def test_undo_goes_on_behind_a_class_that_cannot_be_changed_back():

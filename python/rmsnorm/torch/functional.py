@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import reprlib
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, SupportsIndex
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .._checks import repr_text, type_text
 from .._typing import Rounding
 from . import dispatch
 from .arguments import fixed_number
@@ -36,7 +36,7 @@ def sizes_of(normalized_shape: Any) -> tuple[int, ...]:
     if not all(isinstance(n, _INTEGERS) and not isinstance(n, bool) for n in sizes):
         raise TypeError(
             "normalized_shape: expected an integer or a sequence of integers, "
-            f"got {reprlib.repr(normalized_shape)}"
+            f"got {repr_text(normalized_shape)}"
         )
     return tuple(_as_integer(n) for n in sizes)
 
@@ -47,7 +47,7 @@ def _as_integer(n: Any) -> Any:
 
 def _require_tensor(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type_text(tensor)}")
 
 
 def _require_parameters(weight: object, bias: object) -> None:
@@ -70,7 +70,7 @@ def _axis_and_eps(input: Tensor, normalized_shape: Any, eps: float | None) -> tu
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape: expected the last dimensions of input, whose shape is "
-            f"{tuple(input.shape)}, got {reprlib.repr(shape)}"
+            f"{tuple(input.shape)}, got {repr_text(shape)}"
         )
     if eps is None:
         eps = default_eps(input.dtype)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .functional import autocast_dtype, rms_norm
 
@@ -77,7 +76,8 @@ def _define_by_weight_dtype(x: Tensor, eps: float, weight: Tensor) -> Tensor:
 
 
 def _define_by_torch(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    # Not by torch.nn.functional, whose function somebody may have put another in the place of.
+    return torch.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def _by_torch(
@@ -87,7 +87,7 @@ def _by_torch(
 
 
 def _define_before_weight_by_torch(x: Tensor, eps: float, weight: Tensor) -> Tensor:
-    return weight * functional.rms_norm(x, x.shape[-1:], None, eps)
+    return weight * torch.rms_norm(x, x.shape[-1:], None, eps)
 
 
 # The dtype of the result is written out in the others, whose operations know no autocast.

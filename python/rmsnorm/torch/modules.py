@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 from numbers import Real
 from typing import SupportsIndex
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from .._checks import number, repr_text, type_text
 from .._typing import Rounding
 from .functional import rms_norm, sizes_of
 
@@ -69,11 +69,11 @@ class RMSNorm(Module):
         if not all(0 <= n < 2**63 for n in self.normalized_shape if isinstance(n, int)):
             raise ValueError(
                 "normalized_shape: expected sizes of 0 and more, within 64 bits, "
-                f"got {reprlib.repr(normalized_shape)}"
+                f"got {repr_text(normalized_shape)}"
             )
         if isinstance(weight_offset, bool) or not isinstance(weight_offset, Real):
-            kind = type(weight_offset).__name__
-            raise TypeError(f"weight_offset: expected a number, got {kind}")
+            raise TypeError(f"weight_offset: expected a number, got {type_text(weight_offset)}")
+        number(weight_offset, "weight_offset")
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self.weight_offset = weight_offset

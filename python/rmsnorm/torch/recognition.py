@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import inf
 from numbers import Real
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, functional
+from torch.nn.modules import normalization
 
 from .arguments import check_rms_norm
 from .functional import default_eps
@@ -127,7 +128,7 @@ class Norm:
             return None
 
     def _takes(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
-        if not isinstance(x, Tensor) or x.is_nested or x.is_neg():
+        if not isinstance(x, Tensor) or x.is_nested or x.is_neg() or x._is_zerotensor():
             return False
         dims = 1 if self.shape is None else len(self.shape)
         if self.shape is not None and x.shape[-dims:] != self.shape:
@@ -225,6 +226,18 @@ def _eps(of: Mapping[Trace, float]) -> float | None:
     return float(double)
 
 
+def _is_as_torch_has_it() -> bool:
+    """Whether nobody has put another forward into torch's own norm, or what it calls."""
+    return _is_of(torch.nn.RMSNorm.forward, normalization) and _is_of(
+        functional.rms_norm, functional
+    )
+
+
+def _is_of(function: Any, module: ModuleType) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename == module.__file__
+
+
 def _of_torch(module: Module) -> Norm:
     assert isinstance(module, torch.nn.RMSNorm)
     if not isinstance(module.eps, (Real, NoneType)):
@@ -244,7 +257,7 @@ _one_at_a_time = threading.RLock()
 def _recognise(module: Module) -> Norm:
     if next(module.children(), None) is not None:
         raise Unrecognised("it has modules within")
-    if type(module).forward is torch.nn.RMSNorm.forward:
+    if type(module).forward is torch.nn.RMSNorm.forward and _is_as_torch_has_it():
         return _of_torch(module)
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if len(parameters) != 1 or parameters[0].kind not in (

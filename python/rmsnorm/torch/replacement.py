@@ -16,6 +16,7 @@ from torch.nn import Module, Parameter
 
 import rmsnorm
 
+from .._checks import type_text
 from .modules import RMSNorm
 from .recognition import Norm, Recognition, Unrecognised
 from .tracing import error_text
@@ -76,7 +77,8 @@ def _new(original: type[Module], *parts: Any) -> Any:
 
 def _is_derived(value: object) -> bool:
     """Whether it is a class made here, or derived from one."""
-    return isinstance(value, type) and hasattr(value, _ORIGINAL)
+    # Of the classes themselves: a metaclass may have any attribute.
+    return isinstance(value, type) and any(_ORIGINAL in vars(kind) for kind in value.__mro__)
 
 
 def _is_made_here(value: object) -> bool:
@@ -346,7 +348,7 @@ def replace_rms_norms(model: Module) -> Report:
         (1, 0)
     """
     if not isinstance(model, Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a torch.nn.Module, got {type_text(model)}")
     recognition = Recognition()
     replaced, left = [], []
     begun: list[Module] = []
