@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -97,6 +98,13 @@ def test_weights_that_broadcast():
     assert same(rmsnorm.torch.rms_norm(x, 40, w, 1e-5), rmsnorm.rms_norm(x, w, eps=1e-5))
 
 
+class SaysTensor:
+    __class__ = torch.Tensor
+    shape, dtype, device = torch.Size((8,)), torch.float32, torch.device("cpu")
+    is_meta = is_cuda = requires_grad = False
+
+
+SAYS_TENSOR = SaysTensor()
 LONG_NAMED = type("A" * 10**6, (), {})()
 
 
@@ -116,6 +124,11 @@ LONG_NAMED = type("A" * 10**6, (), {})()
         ((torch.ones(2, 8), 10**5000), ValueError, r"^normalized_shape: .* got .*cannot be shown"),
         ((LONG_NAMED, 8), TypeError, r"^input: .{,400}$"),
         ((torch.ones(2, 8), 8, LONG_NAMED), TypeError, r"^weight: .{,400}$"),
+        ((torch.ones(2, 8), (8 + 0j,)), TypeError, r"^normalized_shape: .*\(\(8\+0j\),\)"),
+        ((torch.ones(2, 8), (torch.tensor(8),)), TypeError, r"^normalized_shape: .*tensor\(8\)"),
+        ((SAYS_TENSOR, 8), TypeError, r"^input: expected a torch.Tensor, got .*SaysTensor"),
+        ((torch.ones(2, 8), 8, SAYS_TENSOR), TypeError, r"^weight: .* got .*SaysTensor"),
+        ((torch.ones(2, 8), 8, mock.MagicMock(spec=torch.Tensor)), TypeError, r"^weight: .*Mock"),
         ((torch.ones(2, 8), (8.0,)), TypeError, r"^normalized_shape: .*\(8.0,\)"),
         ((torch.ones(2, 1), (True,)), TypeError, r"^normalized_shape: .*\(True,\)"),
         (
@@ -158,6 +171,8 @@ def test_wrong_options():
         ({"rounding": "up"}, "rounding"),
         ({"bias": torch.ones(3)}, "bias"),
         ({"out_dtype": torch.int8}, "out_dtype"),
+        ({"out_dtype": "float32"}, "out_dtype"),
+        ({"out_dtype": np.float32}, "out_dtype"),
     ):
         with pytest.raises((TypeError, ValueError), match=rf"^{message}: "):
             rmsnorm.torch.rms_norm(x, 8, **options)

@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._checks import repr_text, type_text
@@ -41,12 +42,18 @@ def sizes_of(normalized_shape: Any) -> tuple[int, ...]:
     return tuple(_as_integer(n) for n in sizes)
 
 
+def _sizes_in(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    # While torch compiles, NumPy's integers are tensors, which stand for themselves.
+    return shape if is_dynamo_compiling() else sizes_of(shape)
+
+
 def _as_integer(n: Any) -> Any:
     return n if isinstance(n, (int, torch.SymInt)) else operator.index(n)
 
 
 def _require_tensor(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
+    # Of the type itself: torch's functions end the process for what only says that it is one.
+    if not issubclass(type(tensor), Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type_text(tensor)}")
 
 
@@ -60,9 +67,10 @@ def _require_parameters(weight: object, bias: object) -> None:
 def _axis_and_eps(input: Tensor, normalized_shape: Any, eps: float | None) -> tuple[int, float]:
     if isinstance(normalized_shape, tuple):
         shape = normalized_shape
-        for n in shape:  # What is equal to a size of input is one, but for these.
-            if isinstance(n, (bool, float)):
-                sizes_of(shape)  # raises
+        for n in shape:
+            if type(n) is not int:
+                shape = _sizes_in(shape)
+                break
     elif type(normalized_shape) is int:
         shape = (normalized_shape,)
     else:
@@ -157,8 +165,11 @@ def rms_norm(
     axis, eps = _axis_and_eps(input, normalized_shape, eps)
     if type(weight_offset) is not float:
         weight_offset = fixed_number(weight_offset, "weight_offset")
-    if out_dtype is None and input.is_cuda:
-        out_dtype = autocast_dtype(input)
+    if out_dtype is None:
+        if input.is_cuda:
+            out_dtype = autocast_dtype(input)
+    elif not isinstance(out_dtype, torch.dtype):
+        raise TypeError(f"out_dtype: expected a torch.dtype, got {repr_text(out_dtype)}")
     y: Tensor = dispatch.rms_norm(
         False, input, weight, bias, eps, axis, weight_offset, rounding, 1.0, out_dtype
     )

@@ -128,7 +128,7 @@ class Norm:
             return None
 
     def _takes(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
-        if not isinstance(x, Tensor) or x.is_nested or x.is_neg() or x._is_zerotensor():
+        if not issubclass(type(x), Tensor) or x.is_nested or x.is_neg() or x._is_zerotensor():
             return False
         dims = 1 if self.shape is None else len(self.shape)
         if self.shape is not None and x.shape[-dims:] != self.shape:
