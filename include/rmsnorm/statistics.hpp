@@ -27,20 +27,60 @@ struct SafeRange<double> {
   static constexpr double least_normal_rstd = 0x1p-1022;
 };
 
-// 1 - v r^2, for an r near 1 / sqrt(v). Half of it is what r lacks, relative to r.
-RMSNORM_HOST_DEVICE inline double root_residual(double v, double r) {
-  const double square = r * r;
-  const double square_error = std::fma(r, r, -square);
-  return std::fma(-v, square_error, std::fma(-v, square, 1.0));
+// A sum, a mean or a mean with eps as an unevaluated sum of two numbers: `low` is what `high`
+// lacks.
+template <class C>
+struct Statistic {
+  C high;
+  C low;
+};
+
+// a + b without an error (Knuth, TAOCP 2, 4.2.2 theorem B), as long as nothing overflows.
+RMSNORM_HOST_DEVICE inline Statistic<double> exact_sum(double a, double b) {
+  const double sum = a + b;
+  const double grown = sum - a;
+  return {sum, (a - (sum - grown)) + (b - grown)};
 }
 
-// 1 / sqrt(v), rounded to C. The root and the quotient in double leave 29 bits for float; for
-// double their errors are removed by a Newton step on the residual.
+// The sum rounded once. Errors of an infinite sum are NaN, and must not hide it.
+RMSNORM_HOST_DEVICE inline double rounded(Statistic<double> v) {
+  return v.low - v.low == 0.0 ? v.high + v.low : v.high;
+}
+
+// The mean of `count` numbers of that sum. The remainder of the quotient is exact, so that the mean
+// errs by 2^-53 of its low part alone.
+RMSNORM_HOST_DEVICE inline Statistic<double> mean_of(Statistic<double> sum, double count) {
+  const double quotient = sum.high / count;
+  const double remainder = std::fma(-quotient, count, sum.high);
+  return {quotient, (remainder + sum.low) / count};
+}
+
+// v + eps, where high is that rounded once, and low at most half an ulp of it.
+RMSNORM_HOST_DEVICE inline Statistic<double> plus(Statistic<double> v, double eps) {
+  const Statistic<double> sum = exact_sum(v.high, eps);
+  const double low = sum.low + v.low;
+  const double high = rounded({sum.high, low});
+  return {high, low - (high - sum.high)};
+}
+
+// 1 - v r^2, for an r near 1 / sqrt(v). Half of it is what r lacks, relative to r.
+RMSNORM_HOST_DEVICE inline double root_residual(Statistic<double> v, double r) {
+  const double square = r * r;
+  const double square_error = std::fma(r, r, -square);
+  const double residual = std::fma(-v.high, square_error, std::fma(-v.high, square, 1.0));
+  return std::fma(-v.low, square, residual);
+}
+
+RMSNORM_HOST_DEVICE inline bool is_positive_and_finite(double v) { return v > 0.0 && v - v == 0.0; }
+
+// 1 / sqrt(v), rounded to C. The root and the quotient in double leave 29 bits for float, and low
+// is not asked for; for double their errors are removed by a Newton step on the residual, of which
+// the last operation alone rounds visibly.
 template <class C>
-RMSNORM_HOST_DEVICE inline double reciprocal_root(double v) {
-  const double r = 1.0 / std::sqrt(v);
+RMSNORM_HOST_DEVICE inline double reciprocal_root(Statistic<double> v) {
+  const double r = 1.0 / std::sqrt(v.high);
   if (sizeof(C) == sizeof(float)) return static_cast<double>(static_cast<float>(r));
-  if (!(v >= SafeRange<double>::least && v <= SafeRange<double>::most)) return r;
+  if (!(v.high >= SafeRange<double>::least && v.high <= SafeRange<double>::most)) return r;
   return std::fma(0.5 * r, root_residual(v, r), r);
 }
 
@@ -57,10 +97,10 @@ struct RowScale {
 // Of the mean square v of a row that is scaled so that v is in the safe range; it may be NaN where
 // no element counts.
 template <class C>
-RMSNORM_HOST_DEVICE inline RowScale scale_of_root(double v, int exponent) {
+RMSNORM_HOST_DEVICE inline RowScale scale_of_root(Statistic<double> v, int exponent) {
   const double r = reciprocal_root<C>(v);
   const double rest = 0.5 * r * root_residual(v, r);
-  if (exponent == 0 || !(v > 0.0) || !(v - v == 0.0)) return {r, exponent, rest};
+  if (exponent == 0 || !is_positive_and_finite(v.high)) return {r, exponent, rest};
   const int moved = std::ilogb(r) + (exponent < 0 ? 1 : 0);
   return {std::ldexp(r, -moved), exponent + moved, std::ldexp(rest, -moved)};
 }
@@ -86,10 +126,11 @@ RMSNORM_HOST_DEVICE inline int exponent_to_one(double largest, double eps) {
 
 // With statistics that the caller gives, only 1 / sqrt can leave the range of C.
 template <class C>
-RMSNORM_HOST_DEVICE inline RowScale rescue_given(double v) {
-  if (!(v > 0.0) || !(v - v == 0.0)) return {reciprocal_root<C>(v), 0, 0.0};
-  const int exponent = -std::ilogb(v) / 2;
-  return scale_of_root<C>(std::ldexp(v, 2 * exponent), exponent);
+RMSNORM_HOST_DEVICE inline RowScale rescue_given(Statistic<double> v) {
+  if (!is_positive_and_finite(v.high)) return {reciprocal_root<C>(v), 0, 0.0};
+  const int exponent = -std::ilogb(v.high) / 2;
+  return scale_of_root<C>({std::ldexp(v.high, 2 * exponent), std::ldexp(v.low, 2 * exponent)},
+                          exponent);
 }
 
 inline bool is_16_bit(DType t) { return size_in_bytes(t) == 2; }

@@ -3,7 +3,9 @@
 
 #include <cstdlib>
 #include <cuda_devices.hpp>
+#include <rmsnorm/bounds.hpp>
 #include <rmsnorm/rmsnorm.hpp>
+#include <string_view>
 #include <utility>
 
 #include "docstrings.hpp"
@@ -90,6 +92,30 @@ nb::object set_num_threads(nb::handle n) {
   return nb::none();
 }
 
+DType dtype_of_name(const char* name) {
+  for (const ErrorBound& bound : error_bounds)
+    if (std::string_view(name) == rmsnorm::name(bound.dtype)) return bound.dtype;
+  raise(PyExc_ValueError, "expected float16, bfloat16, float32 or float64, got '%.40s'", name);
+}
+
+// For the self-check and the tests: what rmsnorm/bounds.hpp promises.
+void define_bounds(nb::module_& m) {
+  m.def(
+      "error_bound",
+      [](const char* dtype, const char* compute_dtype, bool rounded_weight, bool unrounded_sum) {
+        return error_bound(dtype_of_name(dtype), dtype_of_name(compute_dtype), rounded_weight,
+                           unrounded_sum);
+      },
+      nb::arg("dtype"), nb::arg("compute_dtype"), nb::arg("rounded_weight") = false,
+      nb::arg("unrounded_sum") = false);
+  m.def(
+      "rstd_bound",
+      [](const char* compute_dtype, bool sums_floats, std::int64_t count) {
+        return rstd_bound(dtype_of_name(compute_dtype), sums_floats, count);
+      },
+      nb::arg("compute_dtype"), nb::arg("sums_floats"), nb::arg("count"));
+}
+
 void define_norms(nb::module_& m) {
   const nb::object none = nb::none();
   const Parameter x = {"x", "Array"}, residual = {"residual", "Array"}, dy = {"dy", "Array"},
@@ -139,6 +165,7 @@ void define(nb::module_& m) {
   m.doc() = doc::module;
   m.attr("__version__") = RMSNORM_VERSION;
   define_norms(m);
+  define_bounds(m);
   define_exported_array(m);
   xla::define_handlers(m);
   define_function<&info>(m, {"info", doc::info, "dict[str, Any]"}, 0);

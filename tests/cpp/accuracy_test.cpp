@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <vector>
 
 #include "case_grid.hpp"
 #include "formula.hpp"
 #include "implementations.hpp"
+#include "rmsnorm/bounds.hpp"
 
 namespace rmsnorm_test {
 namespace {
@@ -104,6 +106,95 @@ TEST(Accuracy, OfUnbalancedRows) {
         for (const Implementation& f : implementations()) expect_within_budget(c, problem, f);
       }
     }
+  }
+}
+
+// Rows that come near a bound or were beyond an earlier one, found by searches (tests/proofs). Each
+// is a problem of one row, all of one dtype.
+struct KnownRow {
+  const char* what;
+  DType dtype;
+  double eps;
+  std::vector<double> x, weight;
+};
+
+const KnownRow known_rows[] = {
+    {"y is above a power of two that the exact y is below: 2.99 of 3 ulp",
+     DType::f32,
+     1e-6,
+     {0x1.002488p+0, 0x1.69a5acp+0, 0x1.cd1bdap-12},
+     {0x1.ff70fap+0, 1, 1}},
+    {"all squares and additions of doubles round in one direction: 5.1 ulp without the errors of "
+     "the additions",
+     DType::f64,
+     1e-6,
+     {0x1.000aeeda6a5e5p+0, 0x1.0009bd8e6de95p+0, 0x1.000c7404bc8a4p+0, 0x1.000d718c28946p+0,
+      0x1.000b7bcd7f07p+0, 0x1.000bdcee68f9fp+0, 0x1.6a1e4131193e4p+0, 0x1.6a15b8d38a0f9p+0,
+      0x1.000f296e577a7p+0, 0x1.000ce274ed4d4p+0, 0x1.0009892c2f67ep+0, 0x1.000db1d350bffp+0,
+      0x1.000baacf018e1p+0, 0x1.000b648af5a45p+0, 0x1.0894dc1e34776p-32},
+     {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0x1.ffbbb5cfd4b65p+0}},
+    {"rstd of three floats is near a tie, 0.5 + 2^-26.5 ulp",
+     DType::f32,
+     0x1.8936d033931c5p-7,
+     {0x1.22c52ap+0, 0x1.bc6c9cp-1, 0x1.f940e6p-1},
+     {1, 1, 1}},
+    {"rstd of 2^20 equal floats, whose sum errs the same way in every block: 0.5 + 2^-20 ulp",
+     DType::f32, 0x1.433531690b8f3p-14, std::vector<double>(std::size_t{1} << 20, 0x1.fa083p+0),
+     std::vector<double>(std::size_t{1} << 20, 1)},
+};
+
+TEST(Accuracy, OfKnownRows) {
+  for (const KnownRow& row : known_rows) {
+    SCOPED_TRACE(row.what);
+    Case c;
+    c.sizes = {1, static_cast<std::int64_t>(row.x.size())};
+    c.x = c.weight = c.y = tensor(row.dtype);
+    c.rstd = tensor(c.rstd_type());
+    c.eps = row.eps;
+    ForwardProblem problem(c);
+    for (std::size_t i = 0; i < row.x.size(); ++i) {
+      problem.x.set(static_cast<std::int64_t>(i), row.x[i]);
+      problem.weight.set(static_cast<std::int64_t>(i), row.weight[i]);
+    }
+    problem.keep();
+    for (const Implementation& f : implementations()) expect_within_budget(c, problem, f);
+  }
+}
+
+// A sum with residual that is not rounded to residual_out is still rounded to float: elements and
+// rstd err by that as well, all in the same direction if need be.
+TEST(Accuracy, OfAnUnroundedSum) {
+  constexpr std::int64_t n = 16;
+  Case c;
+  c.sizes = {1, n};
+  c.residual = c.weight = tensor(DType::f32);
+  c.round_residual = false;
+  ForwardProblem problem(c);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const bool small = i == n - 1;
+    problem.x.set(i, small ? 0x1.00179ap-20 : 0x1.000cb2p+0);
+    problem.residual.set(i, small ? 0x1.0001p-44 : 0x1.fffep-25);  // above and below half an ulp
+    problem.weight.set(i, 0x1.efa8dap+0);
+  }
+  problem.keep();
+  const Inputs in = problem.inputs();
+  long double sum = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const long double s = static_cast<long double>(in.x[i]) + in.residual[i];
+    sum += s * s;
+  }
+  const long double rstd = 1 / std::sqrt(sum / n + c.eps);
+  for (const Implementation& f : implementations()) {
+    const Results got = f.run(problem);
+    double worst = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const long double s = static_cast<long double>(in.x[i]) + in.residual[i];
+      const double error =
+          ulp_error(DType::f32, s * rstd * in.weight[i], decode(DType::f32, got.y[i]));
+      worst = std::max(worst, error);
+    }
+    EXPECT_LE(worst, rmsnorm::error_bound(DType::f32, DType::f32, false, true)) << f.name;
+    EXPECT_GT(worst, 4.9) << f.name << ": the bound is no larger than it has to be";
   }
 }
 

@@ -19,8 +19,7 @@ Normalised normalised(const Case& c, const Inputs& in);
 // y and residual_out, bit by bit, from the given rstd of each row.
 Results emulate(const Case& c, const Inputs& in, const std::vector<double>& rstd);
 
-// rstd that belongs to a given mean square, before its one rounding. The sum is rounded as a
-// double.
+// rstd that belongs to a given mean square, before its one rounding.
 long double rstd_of_mean_square(const Case& c, double mean_square);
 
 // Statistics of every row in extended precision: the mean square of the first ceil(partial * n)
@@ -36,5 +35,8 @@ Errors errors_of(const Case& c, const Inputs& in, const Results& results);
 
 // What the contract allows y to be off, with Rounding::once and no bias that cancels.
 double y_budget(const Case& c);
+
+// Whether what is normalised and y are f16 or bf16: squares are then summed in float.
+bool is_all_16_bit(const Case& c);
 
 }  // namespace rmsnorm_test

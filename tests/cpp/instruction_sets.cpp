@@ -1,7 +1,9 @@
 #include "instruction_sets.hpp"
 
+#include "formula.hpp"
 #include "gradient_implementations.hpp"
 #include "implementations.hpp"
+#include "rmsnorm/bounds.hpp"
 
 namespace rmsnorm_test {
 
@@ -57,8 +59,9 @@ const std::vector<GradientImplementation>& gradient_implementations() {
   return all;
 }
 
-// The contract gives no number for rstd; its part of y's 2.75 and 4 ulp is at most this.
-double rstd_budget(const Case& c) { return c.computes_in_double() ? 2.5 : 1.5; }
+double rstd_budget(const Case& c) {
+  return rmsnorm::rstd_bound(c.compute_type(), is_all_16_bit(c), c.n());
+}
 
 int sampling() { return 1; }
 

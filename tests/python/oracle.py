@@ -12,19 +12,18 @@ import math
 from fractions import Fraction
 
 import numpy as np
-from floats import BF16, EMAX, EMIN, F16, F32, F64, PRECISION, two_product, two_sum
+from floats import EMAX, EMIN, F32, F64, PRECISION, two_product, two_sum
+from rmsnorm import _core
 
-# The promise, in units in the last place of the exact result.
-BUDGET = {F16: 0.51, BF16: 0.51, F32: 2.75, F64: 4.0}
 
-# What that leaves for rstd, as a relative error in units of 2^-24 (2^-53). Such a unit is at most
-# one ulp of y; the rounding of x * rstd takes one of them and the last rounding half an ulp. The
-# rounding of rstd itself takes up to one.
-RSTD_BUDGET = {F32: 1.25, F64: 2.5}
+def error_bound(dtype, compute_dtype=None, **options):
+    """What include/rmsnorm/bounds.hpp promises of y, in units in the last place of the exact one.
 
-# Rows that go from 16 bits to 16 bits are summed in f32 lanes of eight terms: eight fma and one
-# addition of lanes, each within 2^-24 of the sum, half of that in the root, and its own rounding.
-RSTD_BUDGET_16_BIT = 5.5
+    The compute type is float32, or float64 where y is; given where other tensors are float64.
+    """
+    if compute_dtype is None:
+        compute_dtype = F64 if dtype == F64 else F32
+    return _core.error_bound(dtype.name, compute_dtype.name, **options)
 
 
 @dataclasses.dataclass
@@ -145,7 +144,7 @@ def ulp_error(actual, exact):
 
 
 def assert_within_budget(actual, exact, budget=None, message=""):
-    budget = BUDGET[actual.dtype] if budget is None else budget
+    budget = error_bound(actual.dtype) if budget is None else budget
     error = ulp_error(actual, exact)
     if error.size and not error.max() <= budget:
         where = tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
@@ -155,14 +154,8 @@ def assert_within_budget(actual, exact, budget=None, message=""):
         )
 
 
-def assert_rstd_within_budget(actual, exact, normed_dtype, y_dtype, message=""):
-    """`normed_dtype` is that of what is normalised: x, or residual_out."""
-    error = ulp_error(actual, exact) / exact.high
+def assert_rstd_within_budget(actual, exact, normed_dtype, y_dtype, count, message=""):
+    """`normed_dtype` is that of what is normalised: x, or residual_out; `count` elements of it."""
     all_16_bit = normed_dtype.itemsize == 2 and y_dtype.itemsize == 2
-    budget = RSTD_BUDGET_16_BIT if all_16_bit else RSTD_BUDGET[actual.dtype]
-    if error.size and not error.max() <= budget:
-        row = int(np.argmax(error))
-        raise AssertionError(
-            f"{message} rstd of row {row} is {error[row]:.4g} * 2^-{PRECISION[actual.dtype]} away, "
-            f"more than {budget}: {actual[row]!r} instead of {exact.to_f64()[row]!r}"
-        )
+    budget = _core.rstd_bound(actual.dtype.name, all_16_bit, count)
+    assert_within_budget(actual, exact, budget, message)

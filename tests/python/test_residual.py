@@ -28,7 +28,8 @@ def judge(x, residual, weight, bias, results, *, rounding, round_residual, weigh
     exact_sum = x.astype(compute) + residual.astype(compute)
     assert_same_bits(total, cast(exact_sum, total.dtype), "residual_out:")
     normed = total if round_residual else exact_sum
-    oracle.assert_rstd_within_budget(rstd, oracle.exact_rstd(normed, EPS), total.dtype, y.dtype)
+    exact = oracle.exact_rstd(normed, EPS)
+    oracle.assert_rstd_within_budget(rstd, exact, total.dtype, y.dtype, x.shape[-1])
     expected = formulas.contract(
         normed,
         rstd[:, None],

@@ -162,10 +162,11 @@ class Backward {
       for (std::int64_t i = 0; i < rows; ++i)
         rstd[i] = static_cast<double>(static_cast<C>(rstd[i]));
     } else {
-      sum_rows(cursor, rows, rstd);
+      GroupStatistics<C> mean_square;
+      sum_rows(cursor, rows, &mean_square);
       for (std::int64_t i = 0; i < rows; ++i) {
-        const double v = rstd[i] + p_.eps;
-        all_safe = all_safe && statistics_.is_safe(v);
+        const Statistic<double> v = statistics_.plus_eps(mean_square[i], p_.eps);
+        all_safe = all_safe && statistics_.is_safe(v.high);
         rstd[i] = reciprocal_root<C>(v);
       }
     }
@@ -174,7 +175,7 @@ class Backward {
   }
 
   void find_scales(const RowCursor& cursor, std::int64_t rows, RowScale* scales) {
-    double v[max_group];
+    GroupStatistics<C> mean_square;
     bool summed = false;
     for (std::int64_t i = 0; i < rows; ++i) {
       if (p_.rstd.present()) {
@@ -182,31 +183,35 @@ class Backward {
         scales[i] = {static_cast<double>(static_cast<C>(given)), 0, 0.0};
         if (is_safe_rstd(scales[i].rstd)) continue;
       }
-      if (!summed) sum_rows(cursor, rows, v);
+      if (!summed) sum_rows(cursor, rows, &mean_square);
       summed = true;
-      scales[i] = scale_of(cursor, i, v[i] + p_.eps);
+      scales[i] = scale_of(cursor, i, statistics_.plus_eps(mean_square[i], p_.eps));
     }
   }
 
-  void sum_rows(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
+  // Their mean squares.
+  void sum_rows(const RowCursor& cursor, std::int64_t rows, GroupStatistics<C>* mean_square) {
     for (std::int64_t i = 0; i < rows && p_.mean_square.present(); ++i) {
-      mean_square[i] = read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype);
+      mean_square->set(
+          i, {read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype), 0.0});
     }
     if (p_.mean_square.present()) return;
     if (sum_ != nullptr) {
       sum_({cursor.row(role_x), cursor.stride(role_x), cursor.ahead(role_x), statistics_.count(),
-            rows, mean_square});
+            rows, mean_square->sums()});
     } else {
       for (std::int64_t i = 0; i < rows; ++i) {
         source_.set(cursor, i, role_x, addend_role_);
-        mean_square[i] = statistics_.sum_of_squares(&source_, 0);
+        mean_square->set(i, statistics_.sum_of_squares(&source_, 0));
       }
     }
-    for (std::int64_t i = 0; i < rows; ++i) mean_square[i] = statistics_.mean(mean_square[i]);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      mean_square->set(i, statistics_.mean((*mean_square)[i]));
+    }
   }
 
-  RowScale scale_of(const RowCursor& cursor, std::int64_t i, double v) {
-    if (statistics_.is_safe(v)) return {reciprocal_root<C>(v), 0, 0.0};
+  RowScale scale_of(const RowCursor& cursor, std::int64_t i, const Statistic<double>& v) {
+    if (statistics_.is_safe(v.high)) return {reciprocal_root<C>(v), 0, 0.0};
     if (p_.mean_square.present()) return rescue_given<C>(v);
     source_.set(cursor, i, role_x, addend_role_);
     return statistics_.rescue_row(v, &source_);

@@ -46,18 +46,19 @@ class Forward {
   // lie a quotient, a root and a quotient, some 75 cycles in a chain, which the rows of a group
   // share.
   void run(std::int64_t row_begin, std::int64_t row_end) {
-    double v[max_group], rstd[max_group];
+    GroupStatistics<C> v;
+    double rstd[max_group];
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
     apply_rows_.streams = apply_ != nullptr && traffic_.streams(row_end - 1);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       std::int64_t rows = left < group_ ? left : group_;
       if (rows > cursor.run()) rows = cursor.run();
-      measure_rows(cursor, rows, v);
+      measure_rows(cursor, rows, &v);
       bool all_safe = true;
       for (std::int64_t i = 0; i < rows; ++i) {
-        v[i] += p_.eps;
-        all_safe = all_safe & statistics_.is_safe(v[i]);
+        v.set(i, statistics_.plus_eps(v[i], p_.eps));
+        all_safe = all_safe & statistics_.is_safe(v[i].high);
         rstd[i] = reciprocal_root<C>(v[i]);
       }
       if (all_safe && apply_ != nullptr) {
@@ -137,33 +138,36 @@ class Forward {
   }
 
   // The residual's addition, where a kernel does it, and the mean squares.
-  void measure_rows(const RowCursor& cursor, std::int64_t rows, double* mean_square) {
+  void measure_rows(const RowCursor& cursor, std::int64_t rows, GroupStatistics<C>* mean_square) {
     if (fused_add_ != nullptr) {
       add_rows_.x = cursor.row(role_x);
       add_rows_.residual = cursor.row(role_residual);
       add_rows_.out = cursor.row(role_residual_out);
       add_rows_.rows = rows;
-      add_rows_.sums = mean_square;
+      add_rows_.sums = mean_square->sums();
       fused_add_(add_rows_);
     }
     if (p_.mean_square.present()) {
       for (std::int64_t i = 0; i < rows; ++i) {
-        mean_square[i] = read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype);
+        mean_square->set(
+            i, {read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype), 0.0});
       }
       return;
     }
     if (sum_ != nullptr) {
       sum_rows_.x = cursor.row(role_x);
       sum_rows_.rows = rows;
-      sum_rows_.sums = mean_square;
+      sum_rows_.sums = mean_square->sums();
       sum_(sum_rows_);
     } else if (fused_add_ == nullptr) {
       for (std::int64_t i = 0; i < rows; ++i) {
         source_.set(cursor, i, source_role_, addend_role_);
-        mean_square[i] = statistics_.sum_of_squares(&source_, 0);
+        mean_square->set(i, statistics_.sum_of_squares(&source_, 0));
       }
     }
-    for (std::int64_t i = 0; i < rows; ++i) mean_square[i] = statistics_.mean(mean_square[i]);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      mean_square->set(i, statistics_.mean((*mean_square)[i]));
+    }
   }
 
   void write_rstd(const RowCursor& cursor, std::int64_t i, const RowScale& scale) const {
@@ -189,10 +193,11 @@ class Forward {
     apply_(apply_rows_);
   }
 
-  void apply_in_blocks(const RowCursor& cursor, std::int64_t i, double v, double unscaled_rstd) {
+  void apply_in_blocks(const RowCursor& cursor, std::int64_t i, const Statistic<double>& v,
+                       double unscaled_rstd) {
     source_.set(cursor, i, source_role_, addend_role_);
     RowScale scale = {unscaled_rstd, 0, 0.0};
-    if (!statistics_.is_safe(v)) {
+    if (!statistics_.is_safe(v.high)) {
       scale = p_.mean_square.present() ? rescue_given<C>(v) : statistics_.rescue_row(v, &source_);
     }
     write_rstd(cursor, i, scale);

@@ -81,7 +81,7 @@ RMSNORM_KERNEL void correlate(const GradientRows& rows) {
         [&f, &row](Accumulator& acc, std::int64_t i, std::int64_t left) {
           correlate_step(acc, row, i, left, f);
         });
-    a.correlations[r] = Accumulator::total(sum);
+    a.correlations[r] = total_of(sum);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../contract.hpp"
+#include "../statistics.hpp"
 
 // Ends an expression for the compiler: gcc contracts a product and a later sum into one fma, also
 // when both are written as intrinsics. Costs no instruction.
@@ -51,19 +52,25 @@ constexpr int block = 256;
 // The sum so far, in eight double lanes. lo collects the rounding errors of hi where squares of
 // doubles are summed, and means nothing elsewhere.
 struct SquareSum {
+  using Statistic = rmsnorm::detail::Statistic<double>;
+
   double hi[8];
   double lo[8];
 
-  double total() const { return tree(hi); }
-  double compensated_total() const {
-    const double high = tree(hi);
-    // An overflow leaves NaN in lo, which must not hide the infinity.
-    return high - high == 0.0 ? high + tree(lo) : high;
+  double total() const {
+    return ((hi[0] + hi[4]) + (hi[2] + hi[6])) + ((hi[1] + hi[5]) + (hi[3] + hi[7]));
+  }
+  // The same tree, whose roundings are added to those of the lanes.
+  Statistic compensated_total() const {
+    return joined(joined(joined(lane(0), lane(4)), joined(lane(2), lane(6))),
+                  joined(joined(lane(1), lane(5)), joined(lane(3), lane(7))));
   }
 
  private:
-  static double tree(const double (&v)[8]) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+  Statistic lane(int i) const { return {hi[i], lo[i]}; }
+  static Statistic joined(const Statistic& a, const Statistic& b) {
+    const Statistic sum = rmsnorm::detail::exact_sum(a.high, b.high);
+    return {sum.high, (a.low + b.low) + sum.low};
   }
 };
 
@@ -96,17 +103,23 @@ constexpr int weight_kind_count = 3;
 // Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes. What a
 // kernel is the first to touch it fetches `ahead` bytes before, see RowCursor::ahead.
 
-// sums[r] = sum of squares of the first n elements of row r: f16 and bf16 in float lanes, f32 in
+// Where the sums of a group of rows go: sum r to high[r], and of doubles what it lacks to low[r].
+struct RowSums {
+  double* high;
+  double* low;
+};
+
+// The sum of squares of the first n elements of each row: f16 and bf16 in float lanes, f32 in
 // double lanes, f64 compensated.
 struct SumRows {
   const char* x;
   std::int64_t x_stride, x_ahead;
   std::int64_t n, rows;
-  double* sums;
+  RowSums sums;
 };
 using SumKernel = void (*)(const SumRows& a);
 
-// out = cast(x + residual), all of one dtype, and sums[r] of the first `counted` elements of out.
+// out = cast(x + residual), all of one dtype, and the sums of the first `counted` elements of out.
 struct AddRows {
   const char* x;
   const char* residual;
@@ -114,7 +127,7 @@ struct AddRows {
   std::int64_t x_stride, residual_stride, out_stride;
   std::int64_t x_ahead, residual_ahead, out_ahead;
   std::int64_t n, counted, rows;
-  double* sums;
+  RowSums sums;
 };
 using AddSumKernel = void (*)(const AddRows& a);
 

@@ -255,7 +255,8 @@ inline void put_two(T* p, const Two<typename Compute<T>::scalar>& v, std::int64_
 // Four accumulators, chosen by what the result can show (docs/numerics.md). Each takes 32 elements
 // by take_set(p), or two registers of them while they are being made by take(k, two), k as in
 // RegistersOfSet; those that are not taken count as zeros. start() makes the sum of no blocks; an
-// accumulator goes on from the sum of the blocks before, and ends its block with flush().
+// accumulator goes on from the sum of the blocks before, and ends its block with flush(); finish()
+// is for the row's end.
 
 // Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
@@ -300,7 +301,9 @@ template <class A>
 class FoldedLanes {
  public:
   static void start(SquareSum* sum) { set_zero(sum->hi); }
-  static double total(const SquareSum& sum) { return total_of(sum); }
+  static void finish(const SquareSum& sum, const RowSums& sums, std::int64_t row) {
+    sums.high[row] = total_of(sum);
+  }
 
   explicit FoldedLanes(const SquareSum&) {
     for_each_register<Lanes<A>::count>([this](int u) { acc_.v[u] = splat(A(0)); });
@@ -370,7 +373,11 @@ class CompensatedLanes {
     set_zero(sum->hi);
     set_zero(sum->lo);
   }
-  static double total(const SquareSum& sum) { return sum.compensated_total(); }
+  static void finish(const SquareSum& sum, const RowSums& sums, std::int64_t row) {
+    const auto total = sum.compensated_total();
+    sums.high[row] = total.high;
+    sums.low[row] = total.low;
+  }
 
   explicit CompensatedLanes(const SquareSum& sum) {
     for_each_register<registers>([&sum, this](int u) {
@@ -465,7 +472,7 @@ RMSNORM_KERNEL void sum_rows(const SumRows& a) {
     Accumulator::start(&sum);
     add_squares<Accumulator>(reinterpret_cast<const T*>(a.x + r * a.x_stride), a.n, &sum,
                              [ahead](const T* p) { fetch(p, ahead); });
-    a.sums[r] = Accumulator::total(sum);
+    Accumulator::finish(sum, a.sums, r);
   }
 }
 
@@ -517,7 +524,7 @@ RMSNORM_KERNEL void add_sum_rows(const AddRows& a) {
       add_row(a, x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted,
               &not_counted);
     }
-    a.sums[r] = Accumulator::total(sum);
+    Accumulator::finish(sum, a.sums, r);
   }
 }
 

@@ -10,31 +10,45 @@
 #include "../check.hpp"
 #include "../statistics.hpp"
 #include "row_blocks.hpp"
+#include "traffic.hpp"
 
 namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
 // The statistics of rows that have no kernel, and the exactly scaled second try where squares
-// overflow or underflow.
+// overflow or underflow. Those of doubles are pairs; those of floats have a low part of zero.
 template <class C>
 class RowStatistics {
  public:
+  using Statistic = rmsnorm::detail::Statistic<double>;
+  static constexpr bool are_pairs = sizeof(C) == sizeof(double);
+
   RowStatistics(std::int64_t count, double eps, SumKind kind)
       : count_(count), eps_(eps), kind_(kind) {}
 
   // Of the source's values times 2^exponent.
-  double sum_of_squares(RowSource<C>* source, int exponent) {
+  Statistic sum_of_squares(RowSource<C>* source, int exponent) {
     SquareSum sum = {};
     for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
       source->read(begin, count, values_);
       source->scale(values_, count, exponent);
       source->ops().add_squares[static_cast<int>(kind_)](values_, count, &sum);
     });
-    return sizeof(C) == sizeof(double) ? sum.compensated_total() : sum.total();
+    if constexpr (are_pairs) return sum.compensated_total();
+    return {sum.total(), 0.0};
   }
 
-  double mean(double sum) const { return sum / static_cast<double>(count_); }
+  Statistic mean(const Statistic& sum) const {
+    const double count = static_cast<double>(count_);
+    if constexpr (are_pairs) return mean_of(sum, count);
+    return {sum.high / count, 0.0};
+  }
+
+  static Statistic plus_eps(const Statistic& mean, double eps) {
+    if constexpr (are_pairs) return plus(mean, eps);
+    return {mean.high + eps, 0.0};
+  }
 
   static bool is_safe(double v) { return v >= SafeRange<C>::least && v <= SafeRange<C>::most; }
 
@@ -57,14 +71,16 @@ class RowStatistics {
   }
 
   // The scale of a row whose mean_square + eps is outside of the safe range.
-  RowScale rescue_row(double v, RowSource<C>* source) {
+  RowScale rescue_row(const Statistic& v, RowSource<C>* source) {
     const int exponent = scale_exponent(source);
     if (exponent == 0) return {reciprocal_root<C>(v), 0, 0.0};
-    const double scaled = mean(sum_of_squares(source, exponent)) + std::ldexp(eps_, 2 * exponent);
-    return in_one_factor(scale_of_root<C>(scaled, exponent));
+    const Statistic scaled = mean(sum_of_squares(source, exponent));
+    return in_one_factor(
+        scale_of_root<C>(plus_eps(scaled, std::ldexp(eps_, 2 * exponent)), exponent));
   }
 
   std::int64_t count() const { return count_; }
+  double eps() const { return eps_; }
 
  private:
   // Without the scale where rstd itself is a normal number of C. Its product with an element is
@@ -81,6 +97,28 @@ class RowStatistics {
   double eps_;
   SumKind kind_;
   alignas(64) C values_[block];
+};
+
+// Sums, mean squares or those with eps of a group of rows. In arrays of their own, so that the loop
+// to rstd works on several rows at once.
+template <class C>
+class GroupStatistics {
+ public:
+  using Statistic = typename RowStatistics<C>::Statistic;
+
+  RowSums sums() { return {high_, low_}; }
+  Statistic operator[](std::int64_t i) const {
+    if constexpr (RowStatistics<C>::are_pairs) return {high_[i], low_[i]};
+    return {high_[i], 0.0};
+  }
+  void set(std::int64_t i, const Statistic& v) {
+    high_[i] = v.high;
+    if constexpr (RowStatistics<C>::are_pairs) low_[i] = v.low;
+  }
+
+ private:
+  double high_[max_group];
+  double low_[max_group];
 };
 
 // By memcpy: a statistic may lie unaligned in a record.
@@ -134,16 +172,16 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
   const std::int64_t ahead = cursor.ahead(role_x);
   for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
     source.set(cursor, 0, role_x, role_none);
-    double sum;
+    typename RowStatistics<C>::Statistic sum = {};
     if (has_kernel) {
-      sum_rows({cursor.row(role_x), 0, ahead, statistics.count(), 1, &sum});
+      sum_rows({cursor.row(role_x), 0, ahead, statistics.count(), 1, {&sum.high, &sum.low}});
     } else {
       sum = statistics.sum_of_squares(&source, 0);
     }
-    double mean = statistics.mean(sum);
+    double mean = rounded(statistics.mean(sum));
     if (!statistics.is_safe(mean)) {
       const int exponent = statistics.scale_exponent(&source);
-      const double scaled = statistics.mean(statistics.sum_of_squares(&source, exponent));
+      const double scaled = rounded(statistics.mean(statistics.sum_of_squares(&source, exponent)));
       mean = std::ldexp(scaled, -2 * exponent);
     }
     write_statistic(cursor.row(role_mean_square), p.mean_square.dtype, mean);

@@ -43,10 +43,10 @@ class Backward {
         // The power of two last: the square of rstd may leave the range where the product does not.
         const double r = static_cast<double>(normaliser.rstd);
         e_.store_d_mean_square(
-            row, std::ldexp(-0.5 * r * r * sum.value(), 2 * normaliser.scale.exponent));
+            row, std::ldexp(-0.5 * r * r * value_of(sum), 2 * normaliser.scale.exponent));
       }
     }
-    store(row, f, mean_of(sum.high, sum.low, p_.statistics).rounded());
+    store(row, f, rounded(mean_of(sum.high, sum.low, p_.statistics)));
   }
 
  private:

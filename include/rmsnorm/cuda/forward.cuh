@@ -35,7 +35,7 @@ class Forward {
     const auto mean = statistics.mean_square(active);
     if constexpr (!Elements::is_packed) {
       if (p_.mean_square_is_output) {
-        const double value = std::ldexp(mean.scaled.value(), -2 * mean.normaliser.scale.exponent);
+        const double value = std::ldexp(value_of(mean.scaled), -2 * mean.normaliser.scale.exponent);
         if (active && team_.thread() == 0) e_.store_mean_square(row, value);
         return;
       }

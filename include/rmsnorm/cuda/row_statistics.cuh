@@ -43,7 +43,8 @@ __device__ __forceinline__ int exponent_of_row(unsigned long long largest, doubl
 template <class C>
 __device__ __forceinline__ Root<C> rescued_rstd(Statistic<C> mean, double eps, int exponent) {
   if (exponent == 0) {
-    return {static_cast<C>(rmsnorm::detail::reciprocal_root<C>(mean.value() + eps)), C(0)};
+    const double v = value_of(mean) + eps;
+    return {static_cast<C>(rmsnorm::detail::reciprocal_root<C>({v, 0.0})), C(0)};
   }
   return rounded_root(plus(mean, split<C>(std::ldexp(eps, 2 * exponent))));
 }
@@ -94,7 +95,7 @@ __device__ __forceinline__ Normaliser<C> normaliser_of(double mean_square,
                                                        const StatisticOptions<C>& options) {
   const Statistic<C> v = plus(split<C>(mean_square), options.eps_parts);
   if (is_safe(v)) return {reciprocal_root(v), {0}};
-  const RowScale scale = rescue_given<C>(mean_square + options.eps);
+  const RowScale scale = rescue_given<C>({mean_square + options.eps, 0.0});
   return {static_cast<C>(scale.rstd), {scale.exponent}, static_cast<C>(scale.rest)};
 }
 

@@ -125,19 +125,14 @@ struct LargestMagnitude {
   }
 };
 
-// mean_square + eps as an unevaluated sum of two numbers.
+// Of floats the double that they are together.
 template <class C>
-struct Statistic {
-  C high;
-  C low;
-
-  // Infinite where only the low part is not finite.
-  __device__ __forceinline__ double value() const {
-    const double h = static_cast<double>(high), l = static_cast<double>(low);
-    return l - l == 0.0 ? h + l : h;
-  }
-  __device__ __forceinline__ C rounded() const { return low - low == C(0) ? add(high, low) : high; }
-};
+__device__ __forceinline__ double value_of(Statistic<C> v) {
+  return rounded(Statistic<double>{static_cast<double>(v.high), static_cast<double>(v.low)});
+}
+__device__ __forceinline__ float rounded(Statistic<float> v) {
+  return v.low - v.low == 0.0f ? add(v.high, v.low) : v.high;
+}
 
 // A root rounded to C, and what it lacks.
 template <class C>
@@ -218,22 +213,18 @@ __device__ __forceinline__ Root<float> rounded_root(Statistic<float> v) {
 // ---- double ----
 
 __device__ __forceinline__ Statistic<double> plus(Statistic<double> mean, Statistic<double> eps) {
-  return {add(mean.high, eps.high), 0.0};
+  return rmsnorm::detail::plus(mean, eps.high);
 }
-// Rounded once, so that the mean square that is stored is the one that forward uses. The remainder
-// of an infinite sum is NaN.
+// Rounded once, so that the mean square that is stored is the one that forward uses.
 __device__ __forceinline__ Statistic<double> mean_of(double sum, double error,
                                                      const StatisticOptions<double>& o) {
-  const double quotient = __ddiv_rn(sum, o.count);
-  const double remainder = multiply_add(-quotient, o.count, sum);
-  const double rest = __ddiv_rn(add(remainder, error), o.count);
-  return {rest - rest == 0.0 ? add(quotient, rest) : quotient, 0.0};
+  return {rounded(rmsnorm::detail::mean_of({sum, error}, o.count)), 0.0};
 }
 __device__ __forceinline__ bool is_safe(Statistic<double> v) {
   return v.high >= SafeRange<double>::least && v.high <= SafeRange<double>::most;
 }
 __device__ __forceinline__ Root<double> rounded_root(Statistic<double> v) {
-  const RowScale scale = scale_of_root<double>(v.high, 0);
+  const RowScale scale = scale_of_root<double>(v, 0);
   return {scale.rstd, scale.rest};
 }
 
