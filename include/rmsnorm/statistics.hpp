@@ -13,7 +13,8 @@ namespace detail {
 // Where mean_square + eps may lie for the row to be computed as it is. Below, squares that
 // underflow could be missed: each costs at most half of the smallest denormal, 2^-150 or 2^-1075,
 // so that at these bounds the relative error of the mean is below 2^-50 or 2^-75. Above, sums
-// overflow.
+// overflow; those of doubles are left to scaling earlier, since what the fma in root_residual gives
+// of a square below 2^-1000 is denormal.
 template <class C>
 struct SafeRange;
 template <>
@@ -23,7 +24,7 @@ struct SafeRange<float> {
 };
 template <>
 struct SafeRange<double> {
-  static constexpr double least = 0x1p-1000, most = 0x1p1020;
+  static constexpr double least = 0x1p-1000, most = 0x1p1000;
   static constexpr double least_normal_rstd = 0x1p-1022;
 };
 

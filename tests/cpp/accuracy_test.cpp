@@ -133,18 +133,20 @@ const KnownRow known_rows[] = {
       0x1.000f296e577a7p+0, 0x1.000ce274ed4d4p+0, 0x1.0009892c2f67ep+0, 0x1.000db1d350bffp+0,
       0x1.000baacf018e1p+0, 0x1.000b648af5a45p+0, 0x1.0894dc1e34776p-32},
      {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0x1.ffbbb5cfd4b65p+0}},
-    {"rstd of three floats is near a tie, 0.5 + 2^-26.5 ulp",
+    {"rstd of three floats is near a tie: 0.5 + 2^-27.9 ulp of 0.5 + 2^-25.8",
      DType::f32,
      0x1.8936d033931c5p-7,
      {0x1.22c52ap+0, 0x1.bc6c9cp-1, 0x1.f940e6p-1},
      {1, 1, 1}},
-    {"rstd of 2^20 equal floats, whose sum errs the same way in every block: 0.5 + 2^-20 ulp",
+    {"rstd of 2^20 equal floats, whose sum errs alike in every block: 0.5 + 2^-21 of 0.5 + 2^-18 "
+     "ulp",
      DType::f32, 0x1.433531690b8f3p-14, std::vector<double>(std::size_t{1} << 20, 0x1.fa083p+0),
      std::vector<double>(std::size_t{1} << 20, 1)},
 };
 
 TEST(Accuracy, OfKnownRows) {
   for (const KnownRow& row : known_rows) {
+    if (grid_is_small() && row.x.size() > 10000) continue;
     SCOPED_TRACE(row.what);
     Case c;
     c.sizes = {1, static_cast<std::int64_t>(row.x.size())};

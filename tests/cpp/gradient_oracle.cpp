@@ -106,7 +106,7 @@ class Oracle {
     if (f_.rstd.present) {
       const Real given = in_compute_type(in_.rstd[static_cast<std::size_t>(row)]);
       const bool in_double = c_.computes_in_double();
-      if (given >= (in_double ? 0x1p-510L : 0x1p-63L) && given <= (in_double ? 0x1p500L : 0x1p50L))
+      if (given >= (in_double ? 0x1p-500L : 0x1p-63L) && given <= (in_double ? 0x1p500L : 0x1p50L))
         return given;
     }
     Real mean = 0;

@@ -149,7 +149,7 @@ class Backward {
 
   // What belongs to a mean square in the range that forward computes without scaling.
   static bool is_safe_rstd(double rstd) {
-    constexpr double least = sizeof(C) == sizeof(float) ? 0x1p-63 : 0x1p-510;
+    constexpr double least = sizeof(C) == sizeof(float) ? 0x1p-63 : 0x1p-500;
     constexpr double most = sizeof(C) == sizeof(float) ? 0x1p50 : 0x1p500;
     return (rstd >= least) & (rstd <= most);
   }

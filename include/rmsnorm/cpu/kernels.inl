@@ -343,7 +343,7 @@ struct FloatLanes : FoldedLanes<float> {
   }
 };
 
-// Floats in double lanes: squares are exact, and the sum to 2^-38 for n up to 2^20.
+// Floats in double lanes: squares are exact, and the sum to 2^-40 for n up to 2^20.
 struct WideLanes : FoldedLanes<double> {
   using FoldedLanes<double>::FoldedLanes;
   static constexpr ElementOrder order = ElementOrder::in_order;
