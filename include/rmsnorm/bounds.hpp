@@ -39,17 +39,26 @@ constexpr double error_bound(DType y, DType compute_type, bool rounded_weight = 
          (y == compute_type && unrounded_sum ? b.unrounded_sum : 0);
 }
 
-// Of rstd on the CPU, in ulps of the compute type, for `count` squares of what is normalised.
-// `sums_floats`: that and y are f16 or bf16, whose squares are summed in float.
+// Of rstd, in ulps of the compute type, for rows of up to 2^20 elements: against 1 / sqrt of the
+// exact mean square of what is normalised, a sum with residual being what it is in the compute
+// type.
+//
+// On the CPU, for `count` squares. `sums_floats`: what is normalised and y are f16 or bf16.
 //   - f64: half an ulp to round it. The rounding of the squares, halved by the root, is as much.
 //   - f32: computed in double, where each block of 256 elements adds a rounding.
-//   - 16 bits: up to nine roundings in float, halved by the root, half an ulp where the sum with
-//     residual is not rounded to 16 bits, and its own rounding: an ulp of the exact value where
-//     that is below a power of two and rstd above.
-constexpr double rstd_bound(DType compute_type, bool sums_floats, std::int64_t count) {
+//   - 16 bits: nine roundings in float, those in double less than another half, halved by the root;
+//     and an ulp to round it, where it is above a power of two that the exact value is below.
+constexpr double cpu_rstd_bound(DType compute_type, bool sums_floats, std::int64_t count) {
   if (compute_type == DType::f64) return 1.001;
   if (sums_floats) return 5.76;
   return 0.5 + static_cast<double>((count + 255) / 256 + 17) * 0x1p-30;
+}
+
+// On CUDA. `roundings`: how many a square goes through between 16-bit tensors whose row is held in
+// registers, 31 at most; 0 elsewhere, where sums carry their errors.
+constexpr double cuda_rstd_bound(DType compute_type, int roundings) {
+  if (compute_type == DType::f64) return 1.001;
+  return roundings > 0 ? 1.001 + roundings / 2.0 : 0.5 + 0x1p-12;
 }
 
 }  // namespace rmsnorm

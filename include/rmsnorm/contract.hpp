@@ -4,7 +4,7 @@
 // The formula. A tensor x of sizes (..., n) consists of rows of n elements. For every row
 //
 //     mean_square = (x[0]^2 + ... + x[k-1]^2) / k          k = ceil(partial * n), normally n
-//     rstd        = 1 / sqrt(mean_square + eps)            computed in double, rounded once
+//     rstd        = 1 / sqrt(mean_square + eps)            rounded once
 //     y[i]        = x[i] * rstd * (weight_offset + weight[i]) + bias[i]
 //
 // after Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467); a partial
@@ -21,7 +21,8 @@
 //   - against exact arithmetic and with Rounding::once, f16 and bf16 results are within 0.51 ulp,
 //     f32 within 3 ulp and f64 within 4 ulp (bounds.hpp), for f32 and f64 with n up to 2^20,
 //     weight_offset + weight exact, a sum with residual rounded, no bias that cancels, and x * rstd
-//     at least 2^-125 (f64 2^-1021) or zero, or weights of at most one.
+//     finite in the compute type, and at least 2^-125 (f64 2^-1021) or zero, or weights of at most
+//     one.
 //
 // No function allocates memory, starts a thread or throws. The first call reads CPUID and the
 // environment.

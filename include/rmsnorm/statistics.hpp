@@ -13,8 +13,9 @@ namespace detail {
 // Where mean_square + eps may lie for the row to be computed as it is. Below, squares that
 // underflow could be missed: each costs at most half of the smallest denormal, 2^-150 or 2^-1075,
 // so that at these bounds the relative error of the mean is below 2^-50 or 2^-75. Above, sums
-// overflow; those of doubles are left to scaling earlier, since what the fma in root_residual gives
-// of a square below 2^-1000 is denormal.
+// overflow; those of doubles are left to scaling from 2^1000 on, since what the second fma in
+// root_residual gives of a square is denormal below 2^-969, and misses more than 2^-75 of it below
+// 2^-1000.
 template <class C>
 struct SafeRange;
 template <>

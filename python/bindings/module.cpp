@@ -109,9 +109,9 @@ void define_bounds(nb::module_& m) {
       nb::arg("dtype"), nb::arg("compute_dtype"), nb::arg("rounded_weight") = false,
       nb::arg("unrounded_sum") = false);
   m.def(
-      "rstd_bound",
+      "cpu_rstd_bound",
       [](const char* compute_dtype, bool sums_floats, std::int64_t count) {
-        return rstd_bound(dtype_of_name(compute_dtype), sums_floats, count);
+        return cpu_rstd_bound(dtype_of_name(compute_dtype), sums_floats, count);
       },
       nb::arg("compute_dtype"), nb::arg("sums_floats"), nb::arg("count"));
 }

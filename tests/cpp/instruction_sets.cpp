@@ -60,7 +60,7 @@ const std::vector<GradientImplementation>& gradient_implementations() {
 }
 
 double rstd_budget(const Case& c) {
-  return rmsnorm::rstd_bound(c.compute_type(), is_all_16_bit(c), c.n());
+  return rmsnorm::cpu_rstd_bound(c.compute_type(), is_all_16_bit(c), c.n());
 }
 
 int sampling() { return 1; }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "formula.hpp"
+#include "rmsnorm/bounds.hpp"
 #include "rmsnorm/cuda/shape.hpp"
 
 namespace rmsnorm_test {
@@ -168,22 +169,18 @@ const std::vector<GradientImplementation>& gradient_implementations() {
   return all;
 }
 
-// Compensated sums leave the last rounding and, of floats, ties nearer than 2^-12; in double also
-// that of the mean, which may be half an ulp of rstd. A plain sum has half an ulp of rstd for each
-// rounding that an element's square goes through: its multiplication and additions in the thread,
-// and the merging of even and odd elements, of lanes and of warps. That may put rstd above a power
-// of two that the exact one is below, where the last rounding is an ulp.
+// The roundings of a plain sum that an element's square goes through: its multiplication and
+// additions in the thread, and the merging of even and odd elements, of lanes and of warps.
 double rstd_budget(const Case& c) {
-  if (c.computes_in_double()) return 1.001;
-  if (!sums_plainly(c)) return 0.5 + 0x1p-12;
+  if (!sums_plainly(c)) return rmsnorm::cuda_rstd_bound(c.compute_type(), 0);
   const rmsnorm::cuda::detail::RowShape shape = shape_of(c);
-  std::int64_t roundings = shape.vectors * vector_width(c) / 2 + 1;
+  int roundings = static_cast<int>(shape.vectors * vector_width(c)) / 2 + 1;
   for (int lanes = 1; lanes < 32 && lanes < shape.threads; lanes *= 2) ++roundings;
   if (shape.threads > 32 || shape.cluster > 1) {
-    const std::int64_t warps = std::int64_t{shape.threads} / 32 * shape.cluster;
+    const int warps = shape.threads / 32 * shape.cluster;
     roundings += (warps + 31) / 32 + 5;
   }
-  return 1.001 + static_cast<double>(roundings) / 2;
+  return rmsnorm::cuda_rstd_bound(c.compute_type(), roundings);
 }
 
 // Of the mixes of dtypes: each takes a launch.

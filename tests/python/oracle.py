@@ -157,5 +157,5 @@ def assert_within_budget(actual, exact, budget=None, message=""):
 def assert_rstd_within_budget(actual, exact, normed_dtype, y_dtype, count, message=""):
     """`normed_dtype` is that of what is normalised: x, or residual_out; `count` elements of it."""
     all_16_bit = normed_dtype.itemsize == 2 and y_dtype.itemsize == 2
-    budget = _core.rstd_bound(actual.dtype.name, all_16_bit, count)
+    budget = _core.cpu_rstd_bound(actual.dtype.name, all_16_bit, count)
     assert_within_budget(actual, exact, budget, message)

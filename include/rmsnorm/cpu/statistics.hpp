@@ -80,7 +80,6 @@ class RowStatistics {
   }
 
   std::int64_t count() const { return count_; }
-  double eps() const { return eps_; }
 
  private:
   // Without the scale where rstd itself is a normal number of C. Its product with an element is
