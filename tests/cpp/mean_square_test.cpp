@@ -66,6 +66,7 @@ TEST(MeanSquare, OfSeveralAxes) {
 // since from 16 to 16 bits forward sums in float lanes and mean_square does not.
 TEST(MeanSquare, GivesForwardItsOwnStatistics) {
   for (const DType t : all_dtypes) {
+    if (t == DType::f64) continue;  // whose own mean is a pair of numbers, and rounded here
     Case whole;
     whole.sizes = {3, 700};
     whole.x = whole.weight = tensor(t);
