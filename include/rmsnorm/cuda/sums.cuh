@@ -212,8 +212,9 @@ __device__ __forceinline__ Root<float> rounded_root(Statistic<float> v) {
 
 // ---- double ----
 
+// Of a mean that has no low part. That of an infinite sum is NaN; it is not safe and not used.
 __device__ __forceinline__ Statistic<double> plus(Statistic<double> mean, Statistic<double> eps) {
-  return rmsnorm::detail::plus(mean, eps.high);
+  return exact_sum(mean.high, eps.high);
 }
 // Rounded once, so that the mean square that is stored is the one that forward uses.
 __device__ __forceinline__ Statistic<double> mean_of(double sum, double error,
