@@ -10,6 +10,14 @@ namespace rmsnorm {
 namespace cuda {
 namespace RMSNORM_HIDDEN detail {
 
+// As that of doubles in statistics.hpp.
+__device__ __forceinline__ Statistic<float> exact_sum(float a, float b) {
+  const float sum = add(a, b);
+  const float grown = subtract(sum, a);
+  return {sum, add(subtract(a, subtract(sum, grown)), subtract(b, grown))};
+}
+using rmsnorm::detail::exact_sum;
+
 // A sum of products in one float. Between 16-bit rows the few additions of a thread cannot show: 32
 // of them err by 2^-19 at most, against 2^-12, half a unit of f16.
 struct PlainSum {
@@ -62,11 +70,9 @@ struct CompensatedSum {
  private:
   // Adds v to the sum and returns what the rounding lost, exactly.
   __device__ __forceinline__ C grow(C v) {
-    const C total = add(sum, v);
-    const C grown = subtract(total, sum);
-    const C lost = add(subtract(sum, subtract(total, grown)), subtract(v, grown));
-    sum = total;
-    return lost;
+    const Statistic<C> total = exact_sum(sum, v);
+    sum = total.high;
+    return total.low;
   }
 };
 
@@ -175,12 +181,10 @@ __device__ __forceinline__ bool is_safe_rstd(double rstd) {
 // ---- float: pairs of floats, since many chips have next to no double units ----
 
 __device__ __forceinline__ Statistic<float> plus(Statistic<float> mean, Statistic<float> eps) {
-  const float total = add(mean.high, eps.high);
-  const float grown = subtract(total, mean.high);
-  const float lost = add(subtract(mean.high, subtract(total, grown)), subtract(eps.high, grown));
-  const float low = add(lost, add(mean.low, eps.low));
-  const float high = add(total, low);
-  return {high, subtract(low, subtract(high, total))};
+  const Statistic<float> sum = exact_sum(mean.high, eps.high);
+  const float low = add(sum.low, add(mean.low, eps.low));
+  const float high = add(sum.high, low);
+  return {high, subtract(low, subtract(high, sum.high))};
 }
 
 __device__ __forceinline__ Statistic<float> mean_of(float sum, float error,
