@@ -144,6 +144,33 @@ inline f64v multiply_rounded(f64v a, f64v b) {
 inline f32v fma(f32v a, f32v b, f32v c) { return _mm256_fmadd_ps(a, b, c); }
 inline f64v fma(f64v a, f64v b, f64v c) { return _mm256_fmadd_pd(a, b, c); }
 
+inline f64v divide(f64v a, f64v b) { return _mm256_div_pd(a, b); }
+inline f64v square_root(f64v v) { return _mm256_sqrt_pd(v); }
+inline f64v rounded_to_float(f64v v) { return _mm256_cvtps_pd(_mm256_cvtpd_ps(v)); }
+inline bool all_within(f64v v, double least, double most) {
+  const __m256d above = _mm256_cmp_pd(v, splat(least), _CMP_GE_OQ);
+  const __m256d below = _mm256_cmp_pd(v, splat(most), _CMP_LE_OQ);
+  return _mm256_movemask_pd(_mm256_and_pd(above, below)) == 15;
+}
+inline double square_root(double v) {
+  const __m128d one = _mm_set_sd(v);
+  return _mm_cvtsd_f64(_mm_sqrt_sd(one, one));
+}
+// Lanes j and j + 2 of four, then the last two.
+inline double total_of_four(f64v v) {
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline double row_total(const f64v (&row)[2]) { return total_of_four(add(row[0], row[1])); }
+inline f64v row_totals(const f64v (&rows)[4][2]) {
+  // Lanes j and j + 4, then of these sums j and j + 2 of two rows at a time, then the last two.
+  const f64v a = add(rows[0][0], rows[0][1]), b = add(rows[1][0], rows[1][1]);
+  const f64v c = add(rows[2][0], rows[2][1]), d = add(rows[3][0], rows[3][1]);
+  const f64v ac = add(_mm256_permute2f128_pd(a, c, 0x20), _mm256_permute2f128_pd(a, c, 0x31));
+  const f64v bd = add(_mm256_permute2f128_pd(b, d, 0x20), _mm256_permute2f128_pd(b, d, 0x31));
+  return _mm256_hadd_pd(ac, bd);
+}
+
 inline f64v load_double(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 
 template <int i>
@@ -152,7 +179,9 @@ inline f64v half(f32v v) {
 }
 
 #define RMSNORM_KERNEL RMSNORM_FLATTEN
+#define RMSNORM_KERNEL_PART RMSNORM_NOINLINE RMSNORM_FLATTEN
 #include "kernels.inl"
+#undef RMSNORM_KERNEL_PART
 #undef RMSNORM_KERNEL
 
 }  // namespace avx2

@@ -141,6 +141,42 @@ inline f64v multiply_rounded(f64v a, f64v b) {
 inline f32v fma(f32v a, f32v b, f32v c) { return _mm512_fmadd_ps(a, b, c); }
 inline f64v fma(f64v a, f64v b, f64v c) { return _mm512_fmadd_pd(a, b, c); }
 
+inline f64v divide(f64v a, f64v b) { return _mm512_div_pd(a, b); }
+inline f64v square_root(f64v v) { return _mm512_sqrt_pd(v); }
+inline f64v rounded_to_float(f64v v) { return _mm512_cvtps_pd(_mm512_cvtpd_ps(v)); }
+inline bool all_within(f64v v, double least, double most) {
+  const __mmask8 above = _mm512_cmp_pd_mask(v, splat(least), _CMP_GE_OQ);
+  return _mm512_mask_cmp_pd_mask(above, v, splat(most), _CMP_LE_OQ) == 0xff;
+}
+inline double square_root(double v) {
+  const __m128d one = _mm_set_sd(v);
+  return _mm_cvtsd_f64(_mm_sqrt_sd(one, one));
+}
+inline double row_total(const f64v (&row)[1]) {
+  const __m256d four =
+      _mm256_add_pd(_mm512_castpd512_pd256(row[0]), _mm512_extractf64x4_pd(row[0], 1));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+// The halves of two rows, of 128 bits each the first and third of both, and so on.
+inline f64v halves_added(f64v a, f64v b) {
+  return add(_mm512_shuffle_f64x2(a, b, _MM_SHUFFLE(1, 0, 1, 0)),
+             _mm512_shuffle_f64x2(a, b, _MM_SHUFFLE(3, 2, 3, 2)));
+}
+inline f64v quarters_added(f64v a, f64v b) {
+  return add(_mm512_shuffle_f64x2(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+             _mm512_shuffle_f64x2(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+}
+inline f64v row_totals(const f64v (&rows)[8][1]) {
+  // Lanes j and j + 4, then of these sums j and j + 2, then the last two, of which even rows are in
+  // one register and odd ones in the other.
+  const f64v even = quarters_added(halves_added(rows[0][0], rows[2][0]),
+                                   halves_added(rows[4][0], rows[6][0]));
+  const f64v odd = quarters_added(halves_added(rows[1][0], rows[3][0]),
+                                  halves_added(rows[5][0], rows[7][0]));
+  return add(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
+}
+
 inline f64v load_double(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 
 template <int i>
@@ -149,7 +185,9 @@ inline f64v half(f32v v) {
 }
 
 #define RMSNORM_KERNEL RMSNORM_FLATTEN
+#define RMSNORM_KERNEL_PART RMSNORM_NOINLINE RMSNORM_FLATTEN
 #include "kernels.inl"
+#undef RMSNORM_KERNEL_PART
 #undef RMSNORM_KERNEL
 
 }  // namespace avx512

@@ -77,7 +77,7 @@ class Backward {
 
   void choose_kernels(const KernelTable& table) {
     correlate_ = differentiate_ = nullptr;
-    sum_ = nullptr;
+    measure_ = nullptr;
     const DType t = p_.x.dtype;
     if ((t == DType::f64) != (sizeof(C) == sizeof(double))) return;
     const Operand& w = layout_.operand(role_weight);
@@ -90,7 +90,7 @@ class Backward {
                                            : WeightKind::f32;
     correlate_ = table.correlate[static_cast<int>(t)][static_cast<int>(kind)];
     differentiate_ = table.differentiate[static_cast<int>(t)][static_cast<int>(kind)];
-    sum_ = table.sum_rows[static_cast<int>(t)];
+    measure_ = table.measure[static_cast<int>(t)];
   }
 
   void run_block(std::int64_t index) {
@@ -123,6 +123,12 @@ class Backward {
     rows_.d_residual_ahead = cursor.ahead(role_d_residual);
     rows_.dx_ahead = cursor.ahead(role_dx);
     rows_.n = layout_.n();
+    measured_.x_stride = cursor.stride(role_x);
+    measured_.x_ahead = cursor.ahead(role_x);
+    measured_.n = layout_.n();
+    measured_.counted = statistics_.count();
+    measured_.eps = p_.eps;
+    measured_.fetches = traffic_.fetches(p_.x.dtype);
   }
 
   void run_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left) {
@@ -143,7 +149,6 @@ class Backward {
     rows_.correlations = correlations;
     rows_.next = traffic_.next_rows(cursor, rows, left, role_dy, role_x);
     correlate_(rows_);
-    for (std::int64_t i = 0; i < rows; ++i) correlations[i] = mean_correlation(correlations[i]);
     differentiate_(rows_);
   }
 
@@ -162,59 +167,60 @@ class Backward {
       for (std::int64_t i = 0; i < rows; ++i)
         rstd[i] = static_cast<double>(static_cast<C>(rstd[i]));
     } else {
-      GroupStatistics<C> mean_square;
-      sum_rows(cursor, rows, &mean_square);
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const Statistic<double> v = statistics_.plus_eps(mean_square[i], p_.eps);
-        all_safe = all_safe && statistics_.is_safe(v.high);
-        rstd[i] = reciprocal_root<C>(v);
-      }
+      double mean_square[max_group];
+      all_safe = measure(cursor, rows, mean_square, rstd);
     }
     for (std::int64_t i = 0; i < rows; ++i) all_safe = all_safe & is_safe_rstd(rstd[i]);
     return all_safe;
   }
 
   void find_scales(const RowCursor& cursor, std::int64_t rows, RowScale* scales) {
-    GroupStatistics<C> mean_square;
-    bool summed = false;
+    double mean_square[max_group], rstd[max_group];
+    bool measured = false;
     for (std::int64_t i = 0; i < rows; ++i) {
       if (p_.rstd.present()) {
         const double given = read_statistic(cursor.row(role_rstd, i), p_.rstd.dtype);
         scales[i] = {static_cast<double>(static_cast<C>(given)), 0, 0.0};
         if (is_safe_rstd(scales[i].rstd)) continue;
       }
-      if (!summed) sum_rows(cursor, rows, &mean_square);
-      summed = true;
-      scales[i] = scale_of(cursor, i, statistics_.plus_eps(mean_square[i], p_.eps));
+      if (!measured) measure(cursor, rows, mean_square, rstd);
+      measured = true;
+      scales[i] = scale_of(cursor, i, mean_square[i], rstd[i]);
     }
   }
 
-  // Their mean squares.
-  void sum_rows(const RowCursor& cursor, std::int64_t rows, GroupStatistics<C>* mean_square) {
-    for (std::int64_t i = 0; i < rows && p_.mean_square.present(); ++i) {
-      mean_square->set(
-          i, {read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype), 0.0});
+  // Their mean squares plus eps and 1 / sqrt of those. False: one is not in the safe range.
+  bool measure(const RowCursor& cursor, std::int64_t rows, double* mean_square, double* rstd) {
+    if (measure_ != nullptr) {
+      measured_.x = cursor.row(role_x);
+      measured_.rows = rows;
+      return measure_(measured_, mean_square, rstd);
     }
-    if (p_.mean_square.present()) return;
-    if (sum_ != nullptr) {
-      sum_({cursor.row(role_x), cursor.stride(role_x), cursor.ahead(role_x), statistics_.count(),
-            rows, mean_square->sums()});
-    } else {
-      for (std::int64_t i = 0; i < rows; ++i) {
-        source_.set(cursor, i, role_x, addend_role_);
-        mean_square->set(i, statistics_.sum_of_squares(&source_, 0));
-      }
-    }
+    bool safe = true;
     for (std::int64_t i = 0; i < rows; ++i) {
-      mean_square->set(i, statistics_.mean((*mean_square)[i]));
+      const Statistic<double> v = statistics_.plus_eps(mean_square_of(cursor, i), p_.eps);
+      mean_square[i] = v.high;
+      rstd[i] = reciprocal_root<C>(v);
+      safe = safe & statistics_.is_safe(v.high);
     }
+    return safe;
   }
 
-  RowScale scale_of(const RowCursor& cursor, std::int64_t i, const Statistic<double>& v) {
-    if (statistics_.is_safe(v.high)) return {reciprocal_root<C>(v), 0, 0.0};
-    if (p_.mean_square.present()) return rescue_given<C>(v);
+  Statistic<double> mean_square_of(const RowCursor& cursor, std::int64_t i) {
+    if (p_.mean_square.present()) {
+      return {read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype), 0.0};
+    }
     source_.set(cursor, i, role_x, addend_role_);
-    return statistics_.rescue_row(v, &source_);
+    return statistics_.mean(statistics_.sum_of_squares(&source_, 0));
+  }
+
+  RowScale scale_of(const RowCursor& cursor, std::int64_t i, double mean_square, double rstd) {
+    if (statistics_.is_safe(mean_square)) return {rstd, 0, 0.0};
+    if (p_.mean_square.present()) {
+      return rescue_given<C>(statistics_.plus_eps(mean_square_of(cursor, i), p_.eps));
+    }
+    source_.set(cursor, i, role_x, addend_role_);
+    return statistics_.rescue_row({mean_square, 0.0}, &source_);
   }
 
   double mean_correlation(double sum) const {
@@ -305,7 +311,8 @@ class Backward {
   RowStatistics<C> statistics_;
   Role addend_role_;
   GradientKernel correlate_, differentiate_;
-  SumKernel sum_;
+  MeasureKernel measure_;
+  MeasuredRows measured_;
   GradientRows rows_;
   int group_;
   alignas(64) C dy_[block];

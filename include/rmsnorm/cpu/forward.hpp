@@ -31,45 +31,31 @@ class Forward {
     weight_dtype_ = p.weight_offset != 0.0 ? dtype_of<C>::value : p.weight.dtype;
     // Adding -0.0 changes no weight; adding +0.0 would turn -0.0 into +0.0.
     offset_ = p.weight_offset != 0.0 ? p.weight_offset : -0.0;
-    fused_add_ = choose_add();
-    source_role_ = fused_add_ ? role_residual_out : role_x;
-    addend_role_ = p.residual.present() && !fused_add_ ? role_residual : role_none;
-    const bool plain =
-        !p.residual.present() && is_plain(role_x, p.x.dtype) && kernels_sum_alike(p.x.dtype);
-    sum_ = plain ? table.sum_rows[static_cast<int>(p.x.dtype)] : nullptr;
-    apply_ = choose_apply();
-    group_ =
-        traffic_.rows_of_group(layout.n() * size_in_bytes(normalised_dtype_), normalised_dtype_, 1);
+    adds_ = can_add();
+    source_role_ = adds_ ? role_residual_out : role_x;
+    addend_role_ = p.residual.present() && !adds_ ? role_residual : role_none;
+    measure_ = choose_measure();
+    norm_ = choose_norm();
+    const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
+    group_ = traffic_.rows_of_group(row_bytes, normalised_dtype_, 1);
+    walk_ = traffic_.choose_walk(layout.n(), normalised_dtype_, &group_);
   }
 
-  // Rows go through three steps in groups: between the statistics of a row and its first product
-  // lie a quotient, a root and a quotient, some 75 cycles in a chain, which the rows of a group
-  // share.
   void run(std::int64_t row_begin, std::int64_t row_end) {
-    GroupStatistics<C> v;
-    double rstd[max_group];
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
-    apply_rows_.streams = apply_ != nullptr && traffic_.streams(row_end - 1);
+    rows_.streams = norm_ != nullptr && traffic_.streams(row_end - 1);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
-      std::int64_t rows = left < group_ ? left : group_;
-      if (rows > cursor.run()) rows = cursor.run();
-      measure_rows(cursor, rows, &v);
-      bool all_safe = true;
-      for (std::int64_t i = 0; i < rows; ++i) {
-        v.set(i, statistics_.plus_eps(v[i], p_.eps));
-        all_safe = all_safe & statistics_.is_safe(v[i].high);
-        rstd[i] = reciprocal_root<C>(v[i]);
-      }
-      if (all_safe && apply_ != nullptr) {
-        apply_rows(cursor, rows, left, rstd);
+      const std::int64_t rows = left < cursor.run() ? left : cursor.run();
+      if (norm_ != nullptr) {
+        run_kernel(cursor, rows);
       } else {
-        for (std::int64_t i = 0; i < rows; ++i) apply_in_blocks(cursor, i, v[i], rstd[i]);
+        run_groups(cursor, rows);
       }
       cursor.advance(rows);
       left -= rows;
     }
-    if (apply_rows_.streams) finish_streams();
+    if (rows_.streams) finish_streams();
   }
 
  private:
@@ -91,18 +77,25 @@ class Forward {
   // Whether the kernels of rows of t sum as this call does.
   bool kernels_sum_alike(DType t) const { return sum_kind_of(t, true) == sum_kind_; }
 
-  // The kernel that adds, stores and squares in one pass; the norm then reads residual_out.
-  AddSumKernel choose_add() const {
+  // Whether a kernel adds, stores and squares in one pass; the norm then reads residual_out.
+  bool can_add() const {
     const DType t = p_.x.dtype;
     // Without rounding the norm would need the sum as it was before the store, unless the store is
     // exact.
     const bool sum_is_stored = p_.round_residual || t == dtype_of<C>::value;
-    const bool fused = sum_is_stored && is_plain(role_x, t) && is_plain(role_residual, t) &&
-                       is_plain(role_residual_out, t) && kernels_sum_alike(t);
-    return fused ? table_.add_sum_rows[static_cast<int>(t)] : nullptr;
+    return sum_is_stored && is_plain(role_x, t) && is_plain(role_residual, t) &&
+           is_plain(role_residual_out, t) && kernels_sum_alike(t);
   }
 
-  ApplyKernel choose_apply() const {
+  // Where statistics are given, the kernel is for the sum alone.
+  MeasureKernel choose_measure() const {
+    const DType t = p_.x.dtype;
+    const bool measures = !p_.residual.present() && !p_.mean_square.present() &&
+                          is_plain(role_x, t) && kernels_sum_alike(t);
+    return adds_ || measures ? table_.measure[static_cast<int>(t)] : nullptr;
+  }
+
+  NormKernel choose_norm() const {
     const DType t = operand(source_role_).dtype;
     if (addend_role_ != role_none || p_.bias.present()) return nullptr;
     if (!is_plain(source_role_, t) || !is_plain(role_y, t)) return nullptr;
@@ -113,98 +106,103 @@ class Forward {
       kind = w.dtype == t ? WeightKind::same : WeightKind::f32;
     }
     const bool round_before = p_.rounding != Rounding::once;
-    return table_.apply[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
+    return table_.norm[static_cast<int>(t)][static_cast<int>(kind)][round_before ? 1 : 0];
   }
 
-  // What the kernels' arguments have in common for all groups of rows.
+  // What the kernels' arguments have in common for all rows.
   void set_strides(const RowCursor& cursor) {
-    sum_rows_.x_stride = cursor.stride(role_x);
-    sum_rows_.x_ahead = cursor.ahead(role_x);
-    sum_rows_.n = statistics_.count();
-    add_rows_.x_stride = cursor.stride(role_x);
-    add_rows_.residual_stride = cursor.stride(role_residual);
-    add_rows_.out_stride = cursor.stride(role_residual_out);
-    add_rows_.x_ahead = cursor.ahead(role_x);
-    add_rows_.residual_ahead = cursor.ahead(role_residual);
-    add_rows_.out_ahead = cursor.ahead(role_residual_out);
-    add_rows_.n = layout_.n();
-    add_rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
-    apply_rows_.x_stride = cursor.stride(source_role_);
-    apply_rows_.w_stride = cursor.stride(role_weight);
-    apply_rows_.y_stride = cursor.stride(role_y);
-    apply_rows_.y_ahead = cursor.ahead(role_y);
-    apply_rows_.n = layout_.n();
-    apply_rows_.offset = offset_;
+    rows_.x_stride = cursor.stride(role_x);
+    rows_.x_ahead = cursor.ahead(role_x, 2);
+    if (adds_) {
+      rows_.residual_stride = cursor.stride(role_residual);
+      rows_.residual_ahead = cursor.ahead(role_residual);
+      rows_.out_stride = cursor.stride(role_residual_out);
+      rows_.out_ahead = cursor.ahead(role_residual_out);
+    }
+    rows_.n = layout_.n();
+    rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
+    rows_.eps = p_.eps;
+    rows_.w_stride = cursor.stride(role_weight);
+    rows_.y_stride = cursor.stride(role_y);
+    rows_.y_ahead = cursor.ahead(role_y, 2);
+    rows_.offset = offset_;
+    rows_.mean_square_stride = cursor.stride(role_mean_square);
+    rows_.mean_square_is_double = p_.mean_square.dtype == DType::f64;
+    rows_.rstd_stride = cursor.stride(role_rstd);
+    rows_.rounds_rstd = p_.rounding == Rounding::rstd;
+    rows_.fetches = traffic_.fetches(normalised_dtype_);
+    rows_.walk = walk_;
+    rows_.group = group_;
   }
 
-  // The residual's addition, where a kernel does it, and the mean squares.
-  void measure_rows(const RowCursor& cursor, std::int64_t rows, GroupStatistics<C>* mean_square) {
-    if (fused_add_ != nullptr) {
-      add_rows_.x = cursor.row(role_x);
-      add_rows_.residual = cursor.row(role_residual);
-      add_rows_.out = cursor.row(role_residual_out);
-      add_rows_.rows = rows;
-      add_rows_.sums = mean_square->sums();
-      fused_add_(add_rows_);
+  // The rows of a run from row `first` on.
+  void set_rows(const RowCursor& cursor, std::int64_t first, std::int64_t rows) {
+    rows_.x = cursor.row(role_x, first);
+    if (adds_) {
+      rows_.residual = cursor.row(role_residual, first);
+      rows_.out = cursor.row(role_residual_out, first);
     }
-    if (p_.mean_square.present()) {
-      for (std::int64_t i = 0; i < rows; ++i) {
-        mean_square->set(
-            i, {read_statistic(cursor.row(role_mean_square, i), p_.mean_square.dtype), 0.0});
+    rows_.w = p_.weight.present() ? cursor.row(role_weight, first) : nullptr;
+    rows_.y = cursor.row(role_y, first);
+    rows_.mean_square = p_.mean_square.present() ? cursor.row(role_mean_square, first) : nullptr;
+    rows_.rstd = p_.rstd.present() ? cursor.row(role_rstd, first) : nullptr;
+    rows_.rows = rows;
+  }
+
+  // Evenly spaced rows. Those that the kernel leaves, of which one is not safe, go through blocks.
+  void run_kernel(const RowCursor& cursor, std::int64_t rows) {
+    for (std::int64_t row = 0; row < rows;) {
+      set_rows(cursor, row, rows - row);
+      const NormProgress progress = norm_(rows_);
+      const std::int64_t done = row + progress.done, added = row + progress.added;
+      for (row = done; row < added || (row == done && row < rows); ++row) {
+        apply_in_blocks(cursor, row, find_scale(cursor, row));
       }
-      return;
-    }
-    if (sum_ != nullptr) {
-      sum_rows_.x = cursor.row(role_x);
-      sum_rows_.rows = rows;
-      sum_rows_.sums = mean_square->sums();
-      sum_(sum_rows_);
-    } else if (fused_add_ == nullptr) {
-      for (std::int64_t i = 0; i < rows; ++i) {
-        source_.set(cursor, i, source_role_, addend_role_);
-        mean_square->set(i, statistics_.sum_of_squares(&source_, 0));
-      }
-    }
-    for (std::int64_t i = 0; i < rows; ++i) {
-      mean_square->set(i, statistics_.mean((*mean_square)[i]));
     }
   }
 
-  void write_rstd(const RowCursor& cursor, std::int64_t i, const RowScale& scale) const {
+  // Evenly spaced rows that have no kernel, or one for their statistics alone.
+  void run_groups(const RowCursor& cursor, std::int64_t rows) {
+    double v[max_group], rstd[max_group];
+    for (std::int64_t first = 0; first < rows; first += group_) {
+      set_rows(cursor, first, rows - first < group_ ? rows - first : group_);
+      const bool measured = measure_ != nullptr && measure_(rows_, v, rstd);
+      for (std::int64_t i = 0; i < rows_.rows; ++i) {
+        const bool is_found = measured && !p_.mean_square.present();
+        const RowScale scale =
+            is_found ? RowScale{rstd[i], 0, 0.0} : find_scale(cursor, first + i);
+        apply_in_blocks(cursor, first + i, scale);
+      }
+    }
+  }
+
+  // What a row, whose residual is added already where a kernel does that, is multiplied by.
+  RowScale find_scale(const RowCursor& cursor, std::int64_t row) {
+    const bool given = p_.mean_square.present();
+    source_.set(cursor, row, source_role_, addend_role_);
+    const Statistic<double> mean =
+        given ? Statistic<double>{read_statistic(cursor.row(role_mean_square, row),
+                                                 p_.mean_square.dtype),
+                                  0.0}
+              : statistics_.mean(statistics_.sum_of_squares(&source_, 0));
+    const Statistic<double> v = statistics_.plus_eps(mean, p_.eps);
+    if (statistics_.is_safe(v.high)) return {reciprocal_root<C>(v), 0, 0.0};
+    return given ? rescue_given<C>(v) : statistics_.rescue_row(v, &source_);
+  }
+
+  void write_rstd(const RowCursor& cursor, std::int64_t row, const RowScale& scale) const {
     if (!p_.rstd.present()) return;
-    write_statistic(cursor.row(role_rstd, i), p_.rstd.dtype,
+    write_statistic(cursor.row(role_rstd, row), p_.rstd.dtype,
                     static_cast<double>(returned_rstd<C>(scale)));
   }
 
-  void apply_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left, double* rstd) {
-    if (p_.rstd.present()) {
-      write_statistics(cursor.row(role_rstd), cursor.stride(role_rstd), p_.rstd.dtype, rows, rstd);
-    }
-    if (p_.rounding == Rounding::rstd) {
-      for (std::int64_t i = 0; i < rows; ++i) rstd[i] = rounded_rstd(rstd[i]);
-    }
-    apply_rows_.x = cursor.row(source_role_);
-    apply_rows_.w = p_.weight.present() ? cursor.row(role_weight) : nullptr;
-    apply_rows_.y = cursor.row(role_y);
-    apply_rows_.rows = rows;
-    apply_rows_.rstd = rstd;
-    apply_rows_.next = traffic_.next_rows(cursor, rows, left, role_x,
-                                          fused_add_ != nullptr ? role_residual : role_none);
-    apply_(apply_rows_);
-  }
-
-  void apply_in_blocks(const RowCursor& cursor, std::int64_t i, const Statistic<double>& v,
-                       double unscaled_rstd) {
+  void apply_in_blocks(const RowCursor& cursor, std::int64_t i, const RowScale& scale) {
     source_.set(cursor, i, source_role_, addend_role_);
-    RowScale scale = {unscaled_rstd, 0, 0.0};
-    if (!statistics_.is_safe(v.high)) {
-      scale = p_.mean_square.present() ? rescue_given<C>(v) : statistics_.rescue_row(v, &source_);
-    }
     write_rstd(cursor, i, scale);
     const C rstd = static_cast<C>(rounded_rstd(scale.rstd));
     for_each_block(layout_.n(), [&](std::int64_t begin, std::int64_t count) {
       source_.read(begin, count, values_);
-      if (p_.residual_out.present() && fused_add_ == nullptr) {
+      if (p_.residual_out.present() && !adds_) {
         source_.narrow(values_, role_residual_out, cursor.row(role_residual_out, i), begin, count);
       }
       source_.scale(values_, count, scale.exponent);
@@ -269,15 +267,14 @@ class Forward {
   RowStatistics<C> statistics_;
   DType weight_dtype_;
   double offset_;
-  AddSumKernel fused_add_;
+  bool adds_;
   Role source_role_;
   Role addend_role_;
-  SumKernel sum_;
-  ApplyKernel apply_;
-  SumRows sum_rows_;
-  AddRows add_rows_;
-  ApplyRows apply_rows_;
+  MeasureKernel measure_;
+  NormKernel norm_;
+  NormRows rows_;
   int group_;
+  RowWalk walk_;
   alignas(64) C values_[block];
   alignas(64) C weight_[block];
   alignas(64) C bias_[block];

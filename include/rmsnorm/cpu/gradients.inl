@@ -59,30 +59,38 @@ inline void correlate_step(ProductLanes<C>& acc, const GradientRow<T, W>& row, s
   });
 }
 
+template <class T, class W>
+inline EightLanes correlation_of_row(const GradientRows& a, std::int64_t r) {
+  using C = typename Compute<T>::scalar;
+  using Accumulator = ProductLanes<C>;
+  const auto row = GradientRow<T, W>::of(a, r);
+  const auto offset = splat(static_cast<C>(a.offset));
+  const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
+  EightLanes sum = Accumulator::nothing();
+  sum_blocks<Accumulator>(
+      a.n, &sum,
+      [&a, &f, &row](Accumulator& acc, std::int64_t i) {
+        fetch(row.dy + i, a.dy_ahead);
+        fetch(row.x + i, a.x_ahead);
+        correlate_step(acc, row, i, lanes, f);
+      },
+      [&f, &row](Accumulator& acc, std::int64_t i, std::int64_t left) {
+        correlate_step(acc, row, i, left, f);
+      });
+  return sum;
+}
+
 // Copied, since a compiler has to read `rows` again after every store.
 template <class T, class W>
 RMSNORM_KERNEL void correlate(const GradientRows& rows) {
-  using C = typename Compute<T>::scalar;
-  using Accumulator = ProductLanes<C>;
   const GradientRows a = rows;
-  const auto offset = splat(static_cast<C>(a.offset));
-  for (std::int64_t r = 0; r < a.rows; ++r) {
-    const auto row = GradientRow<T, W>::of(a, r);
-    const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
-    SquareSum sum;
-    Accumulator::start(&sum);
-    sum_blocks<Accumulator>(
-        a.n, &sum,
-        [&a, &f, &row](Accumulator& acc, std::int64_t i) {
-          fetch(row.dy + i, a.dy_ahead);
-          fetch(row.x + i, a.x_ahead);
-          correlate_step(acc, row, i, lanes, f);
-        },
-        [&f, &row](Accumulator& acc, std::int64_t i, std::int64_t left) {
-          correlate_step(acc, row, i, left, f);
-        });
-    a.correlations[r] = total_of(sum);
-  }
+  for_rows_together<EightLanes>(
+      a.rows, [&a](std::int64_t r) { return correlation_of_row<T, W>(a, r); },
+      [&a](std::int64_t r, const EightLanes(&sums)[rows_together], std::int64_t) {
+        const f64v mean = divide(totals(sums), splat(static_cast<double>(a.n)));
+        const bool is_float = sizeof(typename Compute<T>::scalar) == sizeof(float);
+        store(a.correlations + r, is_float ? rounded_to_float(mean) : mean);
+      });
 }
 
 // Adds to one register of sums.
@@ -235,7 +243,8 @@ void add_scaled_block(C* v, C factor, const C* w, std::int64_t n) {
 template <class C, ElementOrder order>
 void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) {
   using Set = RegistersOfSet<C, order>;
-  ProductLanes<C> acc(*sum);
+  EightLanes lanes_of_sum = ProductLanes<C>::load_sum(*sum);
+  ProductLanes<C> acc(lanes_of_sum);
   for (std::int64_t i = 0; i < n; i += lanes) {
     for_each_pair<C>(n - i, [&acc, a, b, i](int k, std::int64_t count) {
       const std::int64_t place = i + 2 * k * Set::width;
@@ -245,7 +254,8 @@ void add_products_block(const C* a, const C* b, std::int64_t n, SquareSum* sum) 
       acc.add_product(Set::b(k), one.b, other.b);
     });
   }
-  acc.flush(sum);
+  acc.flush(&lanes_of_sum);
+  ProductLanes<C>::store_sum(lanes_of_sum, sum);
 }
 template <class C, ElementOrder order>
 void accumulate_products_block(C* sums, const C* a, const C* b, std::int64_t n) {

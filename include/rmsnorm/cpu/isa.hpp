@@ -83,6 +83,11 @@ inline CpuidRegisters cpuid(std::uint32_t leaf, std::uint32_t index = 0) {
   return r;
 }
 
+inline bool is_amd() {
+  const CpuidRegisters vendor = cpuid(0);
+  return vendor.b == 0x68747541u && vendor.d == 0x69746e65u && vendor.c == 0x444d4163u;
+}
+
 // Register state that the operating system saves; only to be asked when CPUID reports OSXSAVE.
 inline std::uint64_t enabled_state() {
 #if defined(_MSC_VER)

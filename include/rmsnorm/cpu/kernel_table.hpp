@@ -35,6 +35,15 @@
 #define RMSNORM_FLATTEN
 #endif
 
+// What several kernels call: compiled once, and not into each of them.
+#if defined(__GNUC__)
+#define RMSNORM_NOINLINE __attribute__((noinline))
+#elif defined(_MSC_VER)
+#define RMSNORM_NOINLINE __declspec(noinline)
+#else
+#define RMSNORM_NOINLINE
+#endif
+
 namespace rmsnorm {
 namespace cpu {
 namespace detail {
@@ -103,33 +112,59 @@ constexpr int weight_kind_count = 3;
 // Kernels work on several evenly spaced rows, each in unit stride; strides are in bytes. What a
 // kernel is the first to touch it fetches `ahead` bytes before, see RowCursor::ahead.
 
-// Where the sums of a group of rows go: sum r to high[r], and of doubles what it lacks to low[r].
-struct RowSums {
-  double* high;
-  double* low;
+// Rows whose mean squares are wanted: of x or, with a residual, of out = cast(x + residual), which
+// is written then. All tensors have one dtype: f16 and bf16 are summed in float lanes, f32 in double
+// lanes, f64 compensated.
+struct MeasuredRows {
+  const char* x = nullptr;
+  const char* residual = nullptr;  // null: absent
+  char* out = nullptr;
+  std::int64_t x_stride = 0, residual_stride = 0, out_stride = 0;
+  std::int64_t x_ahead = 0, residual_ahead = 0, out_ahead = 0;
+  std::int64_t n = 0, counted = 0, rows = 0;  // counted: of n elements, those that the mean is of
+  double eps = 0;
+  bool fetches = false;  // what is `ahead`
+};
+// Fills v, mean square plus eps, and rstd, 1 / sqrt of that as a value of the compute type, for each
+// row, and up to the next multiple of eight rows with whatever. Returns whether every v is in
+// SafeRange.
+using MeasureKernel = bool (*)(const MeasuredRows& a, double* v, double* rstd);
+
+// Rows of a group, at most.
+constexpr int max_group = 16;
+
+// Rows that are read twice in turn can be taken in several ways; the bits are the same.
+enum class RowWalk : int {
+  groups,        // the sums of a group of rows, then their products
+  groups_ahead,  // the sums of the group that follows, then the products of a group
+  side_by_side,  // the products of a row together with the sum of the one that follows
 };
 
-// The sum of squares of the first n elements of each row: f16 and bf16 in float lanes, f32 in
-// double lanes, f64 compensated.
-struct SumRows {
-  const char* x;
-  std::int64_t x_stride, x_ahead;
-  std::int64_t n, rows;
-  RowSums sums;
+// y = cast(cast_before(x * rstd) * (offset + w)) of rows of one dtype T, w absent, of T or f32; with
+// a residual of out in place of x. An offset of -0.0, a value of the compute type, leaves every
+// weight as it is.
+struct NormRows : MeasuredRows {
+  const char* w = nullptr;
+  char* y = nullptr;
+  std::int64_t w_stride = 0, y_stride = 0, y_ahead = 0;
+  double offset = 0;
+  const char* mean_square = nullptr;  // null: to be computed; else of each row, f32 or f64
+  std::int64_t mean_square_stride = 0;
+  bool mean_square_is_double = false;
+  char* rstd = nullptr;  // null: not wanted; else of each row in the compute type
+  std::int64_t rstd_stride = 0;
+  bool rounds_rstd = false;  // to T before it is multiplied by
+  bool streams = false;      // y is stored past the caches, to rows on 16-byte boundaries
+  RowWalk walk = RowWalk::groups;
+  int group = 1;  // rows
 };
-using SumKernel = void (*)(const SumRows& a);
-
-// out = cast(x + residual), all of one dtype, and the sums of the first `counted` elements of out.
-struct AddRows {
-  const char* x;
-  const char* residual;
-  char* out;
-  std::int64_t x_stride, residual_stride, out_stride;
-  std::int64_t x_ahead, residual_ahead, out_ahead;
-  std::int64_t n, counted, rows;
-  RowSums sums;
+// How many rows, from the first on, are done: all of them, or those before some of which one has a v
+// that is not in SafeRange. Of those, nothing is written but, with a residual, the rows of out before
+// row `added`.
+struct NormProgress {
+  std::int64_t done, added;
 };
-using AddSumKernel = void (*)(const AddRows& a);
+using NormKernel = NormProgress (*)(const NormRows& a);
 
 // The rows that are read after those of a call, one for each of them, as many bytes as a row of x
 // has: fetched while results are stored. Null: nothing to fetch.
@@ -137,21 +172,6 @@ struct NextRows {
   const char* rows[2] = {};
   std::int64_t strides[2] = {};
 };
-
-// y = cast(cast_before(x * rstd[r]) * (offset + w)), y of x's dtype. An offset of -0.0 leaves every
-// weight as it is. rstd and offset are values of the compute type.
-struct ApplyRows {
-  const char* x;
-  const char* w;
-  char* y;
-  std::int64_t x_stride, w_stride, y_stride, y_ahead;
-  std::int64_t n, rows;
-  const double* rstd;
-  double offset;
-  bool streams;  // y is stored past the caches, to rows on 16-byte boundaries
-  NextRows next;
-};
-using ApplyKernel = void (*)(const ApplyRows& a);
 
 // One row of a backward pass after the other: dy, x, d_residual and dx of one dtype T, the weight
 // absent, of T or f32. g = dy * (offset + w) and xhat = x * rstd are rounded to the compute type.
@@ -166,7 +186,8 @@ struct GradientRows {
   std::int64_t dy_ahead, x_ahead, d_residual_ahead, dx_ahead;
   std::int64_t n, rows;
   const double* rstd;
-  double* correlations;  // sum of g * xhat of each row, then c: that over k, rounded to C
+  // c of each row, the sum of g * xhat over n, rounded to C; places as those that measure() fills.
+  double* correlations;
   double offset;
   // To which dy * xhat and dy are added, n elements of the compute type padded to whole sets of
   // lanes, 64-byte aligned; null: not wanted.
@@ -214,10 +235,9 @@ struct BlockOps {
 };
 
 struct KernelTable {
-  SumKernel sum_rows[dtype_count];
-  AddSumKernel add_sum_rows[dtype_count];
-  ApplyKernel apply[dtype_count][weight_kind_count]
-                   [2];  // [x's dtype][weight][cast before the weight]
+  MeasureKernel measure[dtype_count];
+  NormKernel norm[dtype_count][weight_kind_count]
+                 [2];  // [x's dtype][weight][cast before the weight]
   GradientKernel correlate[dtype_count][weight_kind_count];      // fills `correlations`
   GradientKernel differentiate[dtype_count][weight_kind_count];  // dx, dweight, dbias
   BlockOps<float> f32_blocks;

@@ -8,7 +8,12 @@
 //   stream(T*, v)                 the same past the caches, to T* on a 16-byte boundary
 //   rounded_to(T*, v)             the value after rounding to T, still wide; T* only selects T;
 //                                 NaNs as of `Nans::of_bf16`
-//   splat, add, subtract, multiply, fma
+//   splat, add, subtract, multiply, fma; of f64v also divide, square_root
+//   rounded_to_float(f64v)        to the nearest floats, as doubles
+//   all_within(f64v, a, b)        whether all elements are in [a, b]
+//   square_root(double)
+//   row_total(f64v[8 / D])        of the eight lanes of a sum, added as by SquareSum::total()
+//   row_totals(f64v[D][8 / D])    of D sums, element k that of sum k
 //   multiply_rounded(f64v, f64v)  a product that no compiler contracts into a following sum
 //   load_double(const float*)     D floats as f64v
 //   Pair {even, odd}              2 W elements of bf16 or f32, split by their index
@@ -254,9 +259,29 @@ inline void put_two(T* p, const Two<typename Compute<T>::scalar>& v, std::int64_
 //
 // Four accumulators, chosen by what the result can show (docs/numerics.md). Each takes 32 elements
 // by take_set(p), or two registers of them while they are being made by take(k, two), k as in
-// RegistersOfSet; those that are not taken count as zeros. start() makes the sum of no blocks; an
-// accumulator goes on from the sum of the blocks before, and ends its block with flush(); finish()
-// is for the row's end.
+// RegistersOfSet; those that are not taken count as zeros. An accumulator goes on from the sum of
+// the blocks before, of its type Sum, which starts as nothing(), and ends its block with flush().
+
+// The eight double lanes of a row's sum, in registers.
+struct EightLanes {
+  static constexpr int width = Lanes<double>::width;
+  static constexpr int count = 8 / width;
+  f64v v[count];
+
+  static EightLanes zeros() {
+    EightLanes lanes;
+    for_each_register<count>([&lanes](int u) { lanes.v[u] = splat(0.0); });
+    return lanes;
+  }
+  static EightLanes of(const double (&values)[8]) {
+    EightLanes lanes;
+    for_each_register<count>([&](int u) { lanes.v[u] = load(values + u * width); });
+    return lanes;
+  }
+  void store_to(double (&values)[8]) const {
+    for_each_register<count>([&](int u) { store(values + u * width, v[u]); });
+  }
+};
 
 // Adds lanes j + 16 to lanes j in the type of the lanes, and the sums j and j + 8 to double lane j.
 template <int i>
@@ -271,45 +296,27 @@ inline f64v double_lanes(const Lanes<double>& v) {
 }
 
 template <int i, class A>
-inline void fold_registers(const Lanes<A>& sums, SquareSum* sum) {
-  constexpr int registers = 8 / Lanes<double>::width;
-  double* hi = sum->hi + i * Lanes<double>::width;
-  store(hi, add(load(hi), add(double_lanes<i>(sums), double_lanes<i + registers>(sums))));
-  if constexpr (i + 1 < registers) fold_registers<i + 1>(sums, sum);
-}
-
-inline void set_zero(double (&sums)[8]) {
-  for_each_register<8 / Lanes<double>::width>(
-      [&sums](int u) { store(sums + u * Lanes<double>::width, splat(0.0)); });
-}
-
-// SquareSum::total() in fewer operations.
-inline double total_of(const SquareSum& sum) {
-  constexpr int width = Lanes<double>::width, sums = 4;
-  if constexpr (width > sums) {
-    return sum.total();
-  } else {
-    double v[sums];
-    for_each_register<sums / width>([&v, hi = sum.hi](int u) {
-      store(v + u * width, add(load(hi + u * width), load(hi + u * width + sums)));
-    });
-    return (v[0] + v[2]) + (v[1] + v[3]);
-  }
+inline void fold_registers(const Lanes<A>& sums, EightLanes* sum) {
+  constexpr int count = EightLanes::count;
+  sum->v[i] = add(sum->v[i], add(double_lanes<i>(sums), double_lanes<i + count>(sums)));
+  if constexpr (i + 1 < count) fold_registers<i + 1>(sums, sum);
 }
 
 template <class A>
 class FoldedLanes {
  public:
-  static void start(SquareSum* sum) { set_zero(sum->hi); }
-  static void finish(const SquareSum& sum, const RowSums& sums, std::int64_t row) {
-    sums.high[row] = total_of(sum);
-  }
+  using Sum = EightLanes;
+  static Sum nothing() { return EightLanes::zeros(); }
+  static Sum load_sum(const SquareSum& sum) { return EightLanes::of(sum.hi); }
+  static void store_sum(const Sum& lanes, SquareSum* sum) { lanes.store_to(sum->hi); }
 
-  explicit FoldedLanes(const SquareSum&) {
+  FoldedLanes() {
     for_each_register<Lanes<A>::count>([this](int u) { acc_.v[u] = splat(A(0)); });
   }
 
-  void flush(SquareSum* sum) const {
+  explicit FoldedLanes(const Sum&) : FoldedLanes() {}
+
+  void flush(Sum* sum) const {
     constexpr int half_count = Lanes<A>::count / 2;
     Lanes<A> sums;
     for_each_register<half_count>(
@@ -369,22 +376,20 @@ struct WideLanes : FoldedLanes<double> {
 // square remains.
 class CompensatedLanes {
  public:
-  static void start(SquareSum* sum) {
-    set_zero(sum->hi);
-    set_zero(sum->lo);
+  struct Sum {
+    EightLanes hi, lo;
+  };
+  static Sum nothing() { return {EightLanes::zeros(), EightLanes::zeros()}; }
+  static Sum load_sum(const SquareSum& sum) {
+    return {EightLanes::of(sum.hi), EightLanes::of(sum.lo)};
   }
-  static void finish(const SquareSum& sum, const RowSums& sums, std::int64_t row) {
-    const auto total = sum.compensated_total();
-    sums.high[row] = total.high;
-    sums.low[row] = total.low;
+  static void store_sum(const Sum& lanes, SquareSum* sum) {
+    lanes.hi.store_to(sum->hi);
+    lanes.lo.store_to(sum->lo);
   }
 
-  explicit CompensatedLanes(const SquareSum& sum) {
-    for_each_register<registers>([&sum, this](int u) {
-      hi_[u] = load(sum.hi + u * Lanes<double>::width);
-      lo_[u] = load(sum.lo + u * Lanes<double>::width);
-    });
-  }
+  CompensatedLanes() {}
+  explicit CompensatedLanes(const Sum& sum) : sum_(sum) {}
   static constexpr ElementOrder order = ElementOrder::in_order;
   void take(int k, const Two<double>& v) {
     take_register(2 * k, v.a);
@@ -394,26 +399,19 @@ class CompensatedLanes {
     for_each_register<Lanes<double>::count>(
         [this, p](int u) { take_register(u, load(p + u * Lanes<double>::width)); });
   }
-  void flush(SquareSum* sum) const {
-    for_each_register<registers>([sum, this](int u) {
-      store(sum->hi + u * Lanes<double>::width, hi_[u]);
-      store(sum->lo + u * Lanes<double>::width, lo_[u]);
-    });
-  }
+  void flush(Sum* sum) const { *sum = sum_; }
 
  private:
-  static constexpr int registers = 8 / Lanes<double>::width;
-
   void take_register(int u, f64v v) {
-    const int i = u % registers;
-    const f64v square = multiply_rounded(v, v), before = hi_[i];
-    hi_[i] = add(before, square);
-    const f64v kept = subtract(hi_[i], before);
-    const f64v error = add(subtract(before, subtract(hi_[i], kept)), subtract(square, kept));
-    lo_[i] = add(lo_[i], error);
+    f64v& hi = sum_.hi.v[u % EightLanes::count];
+    f64v& lo = sum_.lo.v[u % EightLanes::count];
+    const f64v square = multiply_rounded(v, v), before = hi;
+    hi = add(before, square);
+    const f64v kept = subtract(hi, before);
+    lo = add(lo, add(subtract(before, subtract(hi, kept)), subtract(square, kept)));
   }
 
-  f64v hi_[registers], lo_[registers];
+  Sum sum_;
 };
 
 // What rows of dtype T are summed by in the kernels of their own.
@@ -432,23 +430,40 @@ struct AccumulatorOf<double> {
 
 // step(acc, i) adds the squares of 32 elements, rest(acc, i, n) those of the last n < 32.
 template <class Accumulator, class Step, class Rest>
-inline void sum_blocks(std::int64_t n, SquareSum* sum, Step step, Rest rest) {
-  std::int64_t i = 0;
-  for (; i + block <= n; i += block) {
+inline void sum_blocks(std::int64_t n, typename Accumulator::Sum* sum, Step step, Rest rest) {
+  for (std::int64_t i = 0; i < n;) {
+    const std::int64_t end = n - i < block ? n : i + block;
     Accumulator acc(*sum);
-    for (int j = 0; j < block; j += lanes) step(acc, i + j);
+    for (; i + lanes <= end; i += lanes) step(acc, i);
+    if (i < end) rest(acc, i, end - i);
+    i = end;
     acc.flush(sum);
   }
-  if (i == n) return;
-  Accumulator acc(*sum);
-  for (; i + lanes <= n; i += lanes) step(acc, i);
-  if (i < n) rest(acc, i, n - i);
-  acc.flush(sum);
+}
+
+// The squares of the last elements of a row, fewer than 32, of which `left` are there.
+template <class Accumulator, class T>
+inline void take_rest(Accumulator& acc, const T* p, std::int64_t left) {
+  for_each_pair<typename Compute<T>::scalar>(left, [&acc, p](int k, std::int64_t count) {
+    acc.take(k, load_two<Accumulator::order>(p + k * 2 * LanesFor<T>::width, count));
+  });
+}
+// The same as a call, for which registers are copied where there is a rest: what it takes to find
+// out how much is left stays out of the loops over rows and whole sets.
+template <class Accumulator, class T>
+RMSNORM_KERNEL_PART void take_rest_from_memory(Accumulator* acc, const T* p, std::int64_t left) {
+  take_rest(*acc, p, left);
+}
+template <class Accumulator, class T>
+inline void take_rest_apart(Accumulator& acc, const T* p, std::int64_t left) {
+  Accumulator copy = acc;
+  take_rest_from_memory(&copy, p, left);
+  acc = copy;
 }
 
 // fetched(p) is called with the place of every full set.
 template <class Accumulator, class T, class Fetch>
-inline void add_squares(const T* x, std::int64_t n, SquareSum* sum, Fetch fetched) {
+inline void add_squares(const T* x, std::int64_t n, typename Accumulator::Sum* sum, Fetch fetched) {
   sum_blocks<Accumulator>(
       n, sum,
       [x, fetched](Accumulator& acc, std::int64_t i) {
@@ -456,24 +471,8 @@ inline void add_squares(const T* x, std::int64_t n, SquareSum* sum, Fetch fetche
         acc.take_set(x + i);
       },
       [x](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        for_each_pair<typename Compute<T>::scalar>(
-            left, [&acc, p = x + i](int k, std::int64_t count) {
-              acc.take(k, load_two<Accumulator::order>(p + k * 2 * LanesFor<T>::width, count));
-            });
+        take_rest_apart(acc, x + i, left);
       });
-}
-
-template <class T>
-RMSNORM_KERNEL void sum_rows(const SumRows& a) {
-  using Accumulator = typename AccumulatorOf<T>::type;
-  const std::int64_t ahead = a.x_ahead;
-  for (std::int64_t r = 0; r < a.rows; ++r) {
-    SquareSum sum;
-    Accumulator::start(&sum);
-    add_squares<Accumulator>(reinterpret_cast<const T*>(a.x + r * a.x_stride), a.n, &sum,
-                             [ahead](const T* p) { fetch(p, ahead); });
-    Accumulator::finish(sum, a.sums, r);
-  }
 }
 
 // What is summed is read back from where it was rounded to: two conversions of the other 16-bit
@@ -492,16 +491,22 @@ inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out, st
   });
 }
 
-template <class T>
-inline void add_row(const AddRows& a, const T* x, const T* residual, T* out, std::int64_t n,
-                    SquareSum* sum) {
+// x + residual of elements first ... last-1 of a row, and the sum of its squares.
+template <class T, class Sum>
+inline void add_row(const MeasuredRows& a, std::int64_t r, std::int64_t first, std::int64_t last,
+                    Sum* sum) {
   using Accumulator = typename AccumulatorOf<T>::type;
+  const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride) + first;
+  const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride) + first;
+  T* out = reinterpret_cast<T*>(a.out + r * a.out_stride) + first;
   sum_blocks<Accumulator>(
-      n, sum,
+      last - first, sum,
       [=, &a](Accumulator& acc, std::int64_t i) {
-        fetch(x + i, a.x_ahead);
-        fetch(residual + i, a.residual_ahead);
-        fetch_to_write(out + i, a.out_ahead);
+        if (a.fetches) {
+          fetch(x + i, a.x_ahead);
+          fetch(residual + i, a.residual_ahead);
+          fetch_to_write(out + i, a.out_ahead);
+        }
         add_step(acc, x + i, residual + i, out + i, lanes);
       },
       [=](Accumulator& acc, std::int64_t i, std::int64_t left) {
@@ -510,145 +515,157 @@ inline void add_row(const AddRows& a, const T* x, const T* residual, T* out, std
 }
 
 template <class T>
-RMSNORM_KERNEL void add_sum_rows(const AddRows& a) {
-  using Accumulator = typename AccumulatorOf<T>::type;
-  for (std::int64_t r = 0; r < a.rows; ++r) {
-    const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
-    const T* residual = reinterpret_cast<const T*>(a.residual + r * a.residual_stride);
-    T* out = reinterpret_cast<T*>(a.out + r * a.out_stride);
-    SquareSum sum, not_counted;
-    Accumulator::start(&sum);
-    Accumulator::start(&not_counted);
-    add_row(a, x, residual, out, a.counted, &sum);
-    if (a.counted < a.n) {
-      add_row(a, x + a.counted, residual + a.counted, out + a.counted, a.n - a.counted,
-              &not_counted);
-    }
-    Accumulator::finish(sum, a.sums, r);
-  }
-}
+using SumOf = typename AccumulatorOf<T>::type::Sum;
 
-// ---- apply ----
-
-struct NoWeight {};  // stands for the weight's type where there is none
-
-template <class W>
-constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
-
-// Of products of bf16 and weights of W.
-template <class W>
-constexpr Nans nans_with = sizeof(W) > sizeof(bfloat16) ? Nans::any : Nans::of_bf16;
-
-// Of 2 * width elements from w + i on, of which `left` are there, or `absent` where there are no
-// weights.
-template <class T, class W, class C = typename Compute<T>::scalar>
-inline Two<C> load_weights(const W* w, std::int64_t i, std::int64_t left, const Two<C>& absent) {
-  if constexpr (is_weight<W>) {
-    return load_two<order_of<T>>(w + i, left);
-  } else {
-    return absent;
-  }
-}
-
+// Adds the residual of row r. Returns the sum of the squares of what comes of it.
 template <class T>
-struct AppliedRow {
-  const T* x;
-  T* y;
-  typename LanesFor<T>::V rstd;
-};
-
-// One register of y from one of x and one of offset + weight.
-template <class T, class W, bool round_before, class V>
-inline V apply_register(V x, V rstd, V weight) {
-  V h = multiply(x, rstd);
-  if constexpr (round_before) h = rounded_to(static_cast<T*>(nullptr), h);
-  if constexpr (is_weight<W>) h = multiply(h, weight);
-  return h;
+RMSNORM_KERNEL_PART SumOf<T> sum_of_added_row(const MeasuredRows& a, std::int64_t r) {
+  SumOf<T> sum = AccumulatorOf<T>::type::nothing(), not_counted = sum;
+  add_row<T>(a, r, 0, a.counted, &sum);
+  if (a.counted < a.n) add_row<T>(a, r, a.counted, a.n, &not_counted);
+  return sum;
 }
 
-// What kernels of y are made for, besides dtypes.
-template <bool adds, bool rounds, bool past>
-struct ApplyOptions {
-  static constexpr bool adds_offset = adds;
-  static constexpr bool round_before = rounds;
-  static constexpr bool streams = past;
-};
-template <class Options>
-using InCache = ApplyOptions<Options::adds_offset, Options::round_before, false>;
-
-// 32 elements of each of some rows that share the weight, or those that are left of fewer.
-template <class Options, int rows, class T, class W>
-inline void apply_step(const AppliedRow<T>* row, std::int64_t start, std::int64_t left, const W* w,
-                       typename LanesFor<T>::V offset) {
-  using C = typename Compute<T>::scalar;
-  constexpr ElementOrder order = order_of<T>;
-  for_each_pair<C>(left, [row, start, w, offset](int k, std::int64_t count) {
-    const std::int64_t i = start + 2 * k * Lanes<C>::width;
-    Two<C> factor = load_weights<T>(w, i, count, {offset, offset});
-    if constexpr (Options::adds_offset) {
-      factor = {add(factor.a, offset), add(factor.b, offset)};
-    }
-    for_each_register<rows>([&](int r) {
-      const Two<C> x = load_two<order>(row[r].x + i, count);
-      const Two<C> y = {apply_register<T, W, Options::round_before>(x.a, row[r].rstd, factor.a),
-                        apply_register<T, W, Options::round_before>(x.b, row[r].rstd, factor.b)};
-      put_two<order, nans_with<W>, Options::streams>(row[r].y + i, y, count);
-    });
-  });
-}
-
-template <class Options, int rows, class T, class W>
-inline void apply_rows(const ApplyRows& a, std::int64_t first) {
-  using C = typename Compute<T>::scalar;
-  const auto offset = splat(static_cast<C>(a.offset));
-  const W* w = reinterpret_cast<const W*>(a.w + first * a.w_stride);
-  AppliedRow<T> row[rows];
-  NextRow next[rows];
-  for_each_register<rows>([&](int k) {
-    const std::int64_t r = first + k;
-    next[k] = NextRow::of(a.next, r);
-    row[k] = {reinterpret_cast<const T*>(a.x + r * a.x_stride),
-              reinterpret_cast<T*>(a.y + r * a.y_stride), splat(static_cast<C>(a.rstd[r]))};
-  });
-  for_each_step(
-      a.n,
-      [&](std::int64_t i) {
-        for_each_register<rows>([&](int k) {
-          if constexpr (fetches_next<T>) next[k].template fetch<T>(i);
-          if constexpr (!Options::streams) fetch_to_write(row[k].y + i, a.y_ahead);
-        });
-        apply_step<Options, rows>(row, i, lanes, w, offset);
-      },
-      [&](std::int64_t i, std::int64_t left) {
-        apply_step<InCache<Options>, rows>(row, i, left, w, offset);
-      });
-}
-
-// Two rows share what it takes to load a weight, to widen it and to add the offset: a fifth of the
-// operations for bf16. f32 beyond the caches waits for memory in any case.
-template <class Options, class T, class W>
-inline void apply_all(const ApplyRows& a) {
-  std::int64_t r = 0;
-  if constexpr (is_weight<W> && (!Options::streams || sizeof(T) == 2)) {
-    for (; a.w_stride == 0 && r + 2 <= a.rows; r += 2) apply_rows<Options, 2, T, W>(a, r);
-  }
-  for (; r < a.rows; ++r) apply_rows<Options, 1, T, W>(a, r);
-}
-
-// In the nearest caches f32 takes a tenth of its time to add an offset, even one of -0.0, which
-// changes no weight; elsewhere it takes none. `rows` is copied, since stores of y might change it
-// as far as a compiler can see.
-template <class T, class W, bool round_before>
-RMSNORM_KERNEL void apply(const ApplyRows& rows) {
-  const ApplyRows a = rows;
-  if (a.streams) {
-    apply_all<ApplyOptions<true, round_before, true>, T, W>(a);
-  } else if (is_weight<W> && a.offset != 0.0) {
-    apply_all<ApplyOptions<true, round_before, false>, T, W>(a);
+// Of the squares of row r.
+template <class T>
+inline SumOf<T> sum_of_row(const MeasuredRows& a, std::int64_t r) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  SumOf<T> sum = Accumulator::nothing();
+  const T* x = reinterpret_cast<const T*>(a.x + r * a.x_stride);
+  if (a.fetches) {
+    add_squares<Accumulator>(x, a.counted, &sum,
+                             [ahead = a.x_ahead](const T* p) { fetch(p, ahead); });
   } else {
-    apply_all<ApplyOptions<false, round_before, false>, T, W>(a);
+    add_squares<Accumulator>(x, a.counted, &sum, [](const T*) {});
+  }
+  return sum;
+}
+// Of a row of fewer than 32 elements.
+template <class T>
+inline SumOf<T> sum_of_short_row(const MeasuredRows& a, std::int64_t r) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  SumOf<T> sum = Accumulator::nothing();
+  Accumulator acc(sum);
+  take_rest(acc, reinterpret_cast<const T*>(a.x + r * a.x_stride), a.counted);
+  acc.flush(&sum);
+  return sum;
+}
+
+// ---- from sums to factors of rows ----
+
+// As many rows as a register has doubles share the quotients and the root.
+constexpr int rows_together = Lanes<double>::width;
+
+// Calls sum_of(r) for each row, and then take(r, sums, rows) for those of rows r ... r + rows-1,
+// where sums that are missing in the register are those of row r.
+template <class Sum, class SumOfRow, class Take>
+inline void for_rows_together(std::int64_t rows, SumOfRow sum_of, Take take) {
+  Sum sums[rows_together];
+  for (std::int64_t r = 0; r < rows; r += rows_together) {
+    const std::int64_t left = rows - r;
+    for (int k = 0; k < rows_together; ++k) sums[k] = k < left ? sum_of(r + k) : sums[0];
+    take(r, sums, left < rows_together ? left : rows_together);
   }
 }
+
+inline f64v totals(const EightLanes (&sums)[rows_together]) {
+  f64v lanes[rows_together][EightLanes::count];
+  for_each_register<rows_together>([&](int k) {
+    for_each_register<EightLanes::count>([&](int u) { lanes[k][u] = sums[k].v[u]; });
+  });
+  return row_totals(lanes);
+}
+
+// mean + eps and 1 / sqrt of that as a value of the compute type. False: it is not in the safe
+// range.
+template <class C>
+inline bool find_root_of_mean(const rmsnorm::detail::Statistic<double>& mean, double eps, double* v,
+                              double* rstd) {
+  if constexpr (sizeof(C) == sizeof(float)) {
+    *v = mean.high + eps;
+    *rstd = static_cast<double>(static_cast<float>(1.0 / square_root(*v)));
+  } else {
+    const auto sum = rmsnorm::detail::plus(mean, eps);
+    *v = sum.high;
+    *rstd = rmsnorm::detail::reciprocal_root<double>(sum);
+  }
+  return (*v >= SafeRange<C>::least) & (*v <= SafeRange<C>::most);
+}
+inline bool find_root(const EightLanes& sum, double count, double eps, double* v, double* rstd) {
+  return find_root_of_mean<float>({row_total(sum.v) / count, 0.0}, eps, v, rstd);
+}
+inline bool find_root(const CompensatedLanes::Sum& lanes_of_sum, double count, double eps,
+                      double* v, double* rstd) {
+  SquareSum sum;
+  CompensatedLanes::store_sum(lanes_of_sum, &sum);
+  return find_root_of_mean<double>(rmsnorm::detail::mean_of(sum.compensated_total(), count), eps, v,
+                                   rstd);
+}
+
+// The same for `rows` of the rows together; the arrays have places for all of these.
+inline bool find_roots(const EightLanes (&sums)[rows_together], std::int64_t, double count,
+                       double eps, double* v, double* rstd) {
+  const f64v sum = add(divide(totals(sums), splat(count)), splat(eps));
+  store(v, sum);
+  store(rstd, rounded_to_float(divide(splat(1.0), square_root(sum))));
+  return all_within(sum, SafeRange<float>::least, SafeRange<float>::most);
+}
+inline bool find_roots(const CompensatedLanes::Sum (&sums)[rows_together], std::int64_t rows,
+                       double count, double eps, double* v, double* rstd) {
+  bool safe = true;
+  for (std::int64_t k = 0; k < rows; ++k) {
+    safe = find_root(sums[k], count, eps, v + k, rstd + k) & safe;
+  }
+  return safe;
+}
+
+// Those of rows first ... first + rows-1, with sum_of(r) of each.
+template <class T, class SumOfRow>
+inline bool find_roots_of_rows(const MeasuredRows& a, std::int64_t first, std::int64_t rows,
+                               SumOfRow sum_of, double* v, double* rstd) {
+  const double counted = static_cast<double>(a.counted);
+  if (rows == 1) return find_root(sum_of(first), counted, a.eps, v, rstd);
+  bool safe = true;
+  for_rows_together<SumOf<T>>(
+      rows, [&](std::int64_t r) { return sum_of(first + r); },
+      [&](std::int64_t r, const SumOf<T>(&sums)[rows_together], std::int64_t count) {
+        safe = find_roots(sums, count, counted, a.eps, v + r, rstd + r) & safe;
+      });
+  return safe;
+}
+template <class T>
+RMSNORM_KERNEL_PART bool measure_long_rows(const MeasuredRows& rows, std::int64_t first,
+                                           std::int64_t count, double* v, double* rstd) {
+  const MeasuredRows a = rows;
+  return find_roots_of_rows<T>(
+      a, first, count, [&a](std::int64_t r) { return sum_of_row<T>(a, r); }, v, rstd);
+}
+template <class T>
+RMSNORM_KERNEL_PART bool measure_short_rows(const MeasuredRows& rows, std::int64_t first,
+                                            std::int64_t count, double* v, double* rstd) {
+  const MeasuredRows a = rows;
+  return find_roots_of_rows<T>(
+      a, first, count, [&a](std::int64_t r) { return sum_of_short_row<T>(a, r); }, v, rstd);
+}
+template <class T>
+RMSNORM_KERNEL_PART bool measure_added_rows(const MeasuredRows& a, std::int64_t first,
+                                            std::int64_t count, double* v, double* rstd) {
+  return find_roots_of_rows<T>(
+      a, first, count, [&a](std::int64_t r) { return sum_of_added_row<T>(a, r); }, v, rstd);
+}
+template <class T>
+inline bool measure_rows(const MeasuredRows& a, std::int64_t first, std::int64_t rows, double* v,
+                         double* rstd) {
+  if (a.residual != nullptr) return measure_added_rows<T>(a, first, rows, v, rstd);
+  if (a.counted < lanes) return measure_short_rows<T>(a, first, rows, v, rstd);
+  return measure_long_rows<T>(a, first, rows, v, rstd);
+}
+template <class T>
+bool measure(const MeasuredRows& a, double* v, double* rstd) {
+  return measure_rows<T>(a, 0, a.rows, v, rstd);
+}
+
+#include "norm.inl"
 
 // ---- blocks in scratch memory ----
 
@@ -694,7 +711,9 @@ void narrow_block(const C* from, void* to_, std::int64_t n) {
 
 template <class Accumulator, class C>
 void add_squares_block(const C* v, std::int64_t n, SquareSum* sum) {
-  add_squares<Accumulator>(v, n, sum, [](const C*) {});
+  auto lanes_of_sum = Accumulator::load_sum(*sum);
+  add_squares<Accumulator>(v, n, &lanes_of_sum, [](const C*) {});
+  Accumulator::store_sum(lanes_of_sum, sum);
 }
 
 template <class C, class Operation>
@@ -782,20 +801,19 @@ constexpr BlockOps<C> block_ops() {
 
 inline const KernelTable& kernel_table() {
   static constexpr KernelTable table = {
-      {sum_rows<float16>, sum_rows<bfloat16>, sum_rows<float>, sum_rows<double>},
-      {add_sum_rows<float16>, add_sum_rows<bfloat16>, add_sum_rows<float>, add_sum_rows<double>},
-      {{{apply<float16, NoWeight, false>, apply<float16, NoWeight, true>},
-        {apply<float16, float16, false>, apply<float16, float16, true>},
-        {apply<float16, float, false>, apply<float16, float, true>}},
-       {{apply<bfloat16, NoWeight, false>, apply<bfloat16, NoWeight, true>},
-        {apply<bfloat16, bfloat16, false>, apply<bfloat16, bfloat16, true>},
-        {apply<bfloat16, float, false>, apply<bfloat16, float, true>}},
+      {measure<float16>, measure<bfloat16>, measure<float>, measure<double>},
+      {{{norm<float16, NoWeight, false>, norm<float16, NoWeight, true>},
+        {norm<float16, float16, false>, norm<float16, float16, true>},
+        {norm<float16, float, false>, norm<float16, float, true>}},
+       {{norm<bfloat16, NoWeight, false>, norm<bfloat16, NoWeight, true>},
+        {norm<bfloat16, bfloat16, false>, norm<bfloat16, bfloat16, true>},
+        {norm<bfloat16, float, false>, norm<bfloat16, float, true>}},
        // Rounding to the compute type before the weight changes nothing.
-       {{apply<float, NoWeight, false>, apply<float, NoWeight, false>},
-        {apply<float, float, false>, apply<float, float, false>},
-        {apply<float, float, false>, apply<float, float, false>}},
-       {{apply<double, NoWeight, false>, apply<double, NoWeight, false>},
-        {apply<double, double, false>, apply<double, double, false>},
+       {{norm<float, NoWeight, false>, norm<float, NoWeight, false>},
+        {norm<float, float, false>, norm<float, float, false>},
+        {norm<float, float, false>, norm<float, float, false>}},
+       {{norm<double, NoWeight, false>, norm<double, NoWeight, false>},
+        {norm<double, double, false>, norm<double, double, false>},
         {nullptr, nullptr}}},
       {{correlate<float16, NoWeight>, correlate<float16, float16>, correlate<float16, float>},
        {correlate<bfloat16, NoWeight>, correlate<bfloat16, bfloat16>, correlate<bfloat16, float>},

@@ -30,6 +30,12 @@ inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 inline void prefetch_to_write(const char* p) { _m_prefetchw(p); }
 #endif
 
+// Whether software leaves it to the CPU to fetch what comes next.
+inline bool fetches_well() {
+  static const bool amd = is_amd();
+  return amd;
+}
+
 struct CacheBytes {
   std::int64_t second_level = 0;  // 0: CPUID does not tell
   std::int64_t last_level = 0;
@@ -103,6 +109,7 @@ inline void finish_streams() { _mm_sfence(); }
 
 inline void prefetch(const char*) {}
 inline void prefetch_to_write(const char*) {}
+inline bool fetches_well() { return false; }
 inline std::int64_t far_bytes() { return std::int64_t{1} << 20; }
 inline std::int64_t streaming_bytes() { return INT64_MAX; }
 inline bool is_backed(const void*) { return true; }

@@ -99,6 +99,23 @@ inline f64v multiply_rounded(f64v a, f64v b) {
 inline f32v fma(f32v a, f32v b, f32v c) { return vfmaq_f32(c, a, b); }
 inline f64v fma(f64v a, f64v b, f64v c) { return vfmaq_f64(c, a, b); }
 
+inline f64v divide(f64v a, f64v b) { return vdivq_f64(a, b); }
+inline f64v square_root(f64v v) { return vsqrtq_f64(v); }
+inline f64v rounded_to_float(f64v v) { return vcvt_f64_f32(vcvt_f32_f64(v)); }
+inline bool all_within(f64v v, double least, double most) {
+  const uint64x2_t within = vandq_u64(vcgeq_f64(v, splat(least)), vcleq_f64(v, splat(most)));
+  return (vgetq_lane_u64(within, 0) & vgetq_lane_u64(within, 1)) != 0;
+}
+inline double square_root(double v) { return vget_lane_f64(vsqrt_f64(vdup_n_f64(v)), 0); }
+inline double row_total(const f64v (&row)[4]) {
+  return vpaddd_f64(add(add(row[0], row[2]), add(row[1], row[3])));
+}
+inline f64v row_totals(const f64v (&rows)[2][4]) {
+  const f64v a = add(add(rows[0][0], rows[0][2]), add(rows[0][1], rows[0][3]));
+  const f64v b = add(add(rows[1][0], rows[1][2]), add(rows[1][1], rows[1][3]));
+  return vpaddq_f64(a, b);
+}
+
 inline f64v load_double(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
 
 template <int i>
@@ -107,7 +124,9 @@ inline f64v half(f32v v) {
 }
 
 #define RMSNORM_KERNEL RMSNORM_FLATTEN
+#define RMSNORM_KERNEL_PART RMSNORM_NOINLINE RMSNORM_FLATTEN
 #include "kernels.inl"
+#undef RMSNORM_KERNEL_PART
 #undef RMSNORM_KERNEL
 
 }  // namespace neon

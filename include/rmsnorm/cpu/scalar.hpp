@@ -75,6 +75,22 @@ inline f64v multiply_rounded(f64v a, f64v b) {
 inline f32v fma(f32v a, f32v b, f32v c) { return {std::fma(a.value, b.value, c.value)}; }
 inline f64v fma(f64v a, f64v b, f64v c) { return {std::fma(a.value, b.value, c.value)}; }
 
+inline f64v divide(f64v a, f64v b) { return {a.value / b.value}; }
+inline f64v square_root(f64v v) { return {std::sqrt(v.value)}; }
+inline f64v rounded_to_float(f64v v) {
+  return {static_cast<double>(static_cast<float>(v.value))};
+}
+inline bool all_within(f64v v, double least, double most) {
+  return v.value >= least && v.value <= most;
+}
+inline double square_root(double v) { return std::sqrt(v); }
+inline double row_total(const f64v (&row)[8]) {
+  SquareSum sum;
+  for (int i = 0; i < 8; ++i) sum.hi[i] = row[i].value;
+  return sum.total();
+}
+inline f64v row_totals(const f64v (&rows)[1][8]) { return {row_total(rows[0])}; }
+
 inline f64v load_double(const float* p) { return {static_cast<double>(*p)}; }
 
 template <int i>
@@ -83,7 +99,9 @@ inline f64v half(f32v v) {
 }
 
 #define RMSNORM_KERNEL
+#define RMSNORM_KERNEL_PART inline
 #include "kernels.inl"
+#undef RMSNORM_KERNEL_PART
 #undef RMSNORM_KERNEL
 
 }  // namespace scalar

@@ -98,28 +98,6 @@ class RowStatistics {
   alignas(64) C values_[block];
 };
 
-// Sums, mean squares or those with eps of a group of rows. In arrays of their own, so that the loop
-// to rstd works on several rows at once.
-template <class C>
-class GroupStatistics {
- public:
-  using Statistic = typename RowStatistics<C>::Statistic;
-
-  RowSums sums() { return {high_, low_}; }
-  Statistic operator[](std::int64_t i) const {
-    if constexpr (RowStatistics<C>::are_pairs) return {high_[i], low_[i]};
-    return {high_[i], 0.0};
-  }
-  void set(std::int64_t i, const Statistic& v) {
-    high_[i] = v.high;
-    if constexpr (RowStatistics<C>::are_pairs) low_[i] = v.low;
-  }
-
- private:
-  double high_[max_group];
-  double low_[max_group];
-};
-
 // By memcpy: a statistic may lie unaligned in a record.
 template <class T>
 inline T read_as(const char* p) {
@@ -165,25 +143,37 @@ inline void mean_square_rows(const MeanSquareParams& p, const RowLayout& layout,
   RowSource<C> source(layout, table);
   // In double lanes whatever the dtype, since the result is not narrow.
   RowStatistics<C> statistics(statistic_count(layout.n(), p.partial), 0.0, SumKind::double_lanes);
-  const SumKernel sum_rows = table.sum_rows[static_cast<int>(p.x.dtype)];
   const bool has_kernel = layout.operand(role_x).unit && !is_16_bit(p.x.dtype);
+  const MeasureKernel measure = table.measure[static_cast<int>(p.x.dtype)];
   RowCursor cursor(layout, row_begin);
-  const std::int64_t ahead = cursor.ahead(role_x);
-  for (std::int64_t row = row_begin; row < row_end; ++row, cursor.advance(1)) {
-    source.set(cursor, 0, role_x, role_none);
-    typename RowStatistics<C>::Statistic sum = {};
+  MeasuredRows measured;
+  measured.x_stride = cursor.stride(role_x);
+  measured.x_ahead = cursor.ahead(role_x);
+  measured.n = layout.n();
+  measured.counted = statistics.count();
+  double mean[max_group], rstd[max_group];
+  measured.fetches = !fetches_well();
+  for (std::int64_t left = row_end - row_begin; left > 0;) {
+    std::int64_t rows = left < cursor.run() ? left : cursor.run();
+    if (rows > max_group) rows = max_group;
     if (has_kernel) {
-      sum_rows({cursor.row(role_x), 0, ahead, statistics.count(), 1, {&sum.high, &sum.low}});
-    } else {
-      sum = statistics.sum_of_squares(&source, 0);
+      measured.x = cursor.row(role_x);
+      measured.rows = rows;
+      measure(measured, mean, rstd);
     }
-    double mean = rounded(statistics.mean(sum));
-    if (!statistics.is_safe(mean)) {
-      const int exponent = statistics.scale_exponent(&source);
-      const double scaled = rounded(statistics.mean(statistics.sum_of_squares(&source, exponent)));
-      mean = std::ldexp(scaled, -2 * exponent);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      source.set(cursor, i, role_x, role_none);
+      if (!has_kernel) mean[i] = rounded(statistics.mean(statistics.sum_of_squares(&source, 0)));
+      if (!statistics.is_safe(mean[i])) {
+        const int exponent = statistics.scale_exponent(&source);
+        const double scaled =
+            rounded(statistics.mean(statistics.sum_of_squares(&source, exponent)));
+        mean[i] = std::ldexp(scaled, -2 * exponent);
+      }
+      write_statistic(cursor.row(role_mean_square, i), p.mean_square.dtype, mean[i]);
     }
-    write_statistic(cursor.row(role_mean_square), p.mean_square.dtype, mean);
+    cursor.advance(rows);
+    left -= rows;
   }
 }
 

@@ -14,9 +14,6 @@ namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
-// Rows of a group, at most.
-constexpr int max_group = 16;
-
 class Traffic {
  public:
   // Of all rows of the call, so that it does not matter how they are split over threads. `tensors`
@@ -54,6 +51,18 @@ class Traffic {
     const std::int64_t rows = row_bytes > 0 ? bytes / row_bytes : 1;
     return rows < least ? least : rows > max_group ? max_group : static_cast<int>(rows);
   }
+
+  // In what order kernels take rows of n elements of t, and in groups of how many.
+  RowWalk choose_walk(std::int64_t n, DType t, int* group) const {
+    if (!fetches_well()) return RowWalk::groups;
+    if (n <= 32) {
+      *group = max_group;
+      return RowWalk::groups_ahead;
+    }
+    *group = 1;
+    return far_ && !is_16_bit(t) && n * size_in_bytes(t) > 4096 ? RowWalk::groups : RowWalk::side_by_side;
+  }
+  bool fetches(DType t) const { return !fetches_well() || (far_ && is_16_bit(t)); }
 
   // The rows behind the next `rows` ones, of which `left` are left: to be fetched meanwhile. They
   // may lie outside of the tensor where a run ends; fetching does no harm there.

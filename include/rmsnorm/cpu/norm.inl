@@ -1,0 +1,315 @@
+// The kernels of the forward pass, included by kernels.inl: statistics and products of whole rows.
+
+struct NoWeight {};  // stands for the weight's type where there is none
+
+template <class W>
+constexpr bool is_weight = sizeof(W) > sizeof(NoWeight);
+
+// Of products of bf16 and weights of W.
+template <class W>
+constexpr Nans nans_with = sizeof(W) > sizeof(bfloat16) ? Nans::any : Nans::of_bf16;
+
+// Of 2 * width elements from w + i on, of which `left` are there, or `absent` where there are no
+// weights.
+template <class T, class W, class C = typename Compute<T>::scalar>
+inline Two<C> load_weights(const W* w, std::int64_t i, std::int64_t left, const Two<C>& absent) {
+  if constexpr (is_weight<W>) {
+    return load_two<order_of<T>>(w + i, left);
+  } else {
+    return absent;
+  }
+}
+
+// ---- the products of some rows ----
+
+// One register of y from one of x and one of offset + weight.
+template <class T, class W, bool round_before, class V>
+inline V multiply_register(V x, V rstd, V weight) {
+  V h = multiply(x, rstd);
+  if constexpr (round_before) h = rounded_to(static_cast<T*>(nullptr), h);
+  if constexpr (is_weight<W>) h = multiply(h, weight);
+  return h;
+}
+
+// Of rows first ... first + rows-1, which share the weight.
+template <int rows, class T, class W, bool round_before>
+class Products {
+ public:
+  Products(const NormRows& a, std::int64_t first, const double* rstd)
+      : w_(reinterpret_cast<const W*>(a.w + first * a.w_stride)),
+        offset_(splat(static_cast<C>(a.offset))) {
+    const bool adds = a.residual != nullptr;
+    const char* x = adds ? a.out : a.x;
+    const std::int64_t stride = adds ? a.out_stride : a.x_stride;
+    for_each_register<rows>([&](int k) {
+      x_[k] = reinterpret_cast<const T*>(x + (first + k) * stride);
+      y_[k] = reinterpret_cast<T*>(a.y + (first + k) * a.y_stride);
+      rstd_[k] = splat(static_cast<C>(rstd[k]));
+      if (a.rounds_rstd) rstd_[k] = rounded_to(static_cast<T*>(nullptr), rstd_[k]);
+    });
+  }
+
+  // Of 32 elements, or of those that are left of fewer.
+  template <bool adds_offset, bool streams>
+  void step(std::int64_t start, std::int64_t left) const {
+    constexpr ElementOrder order = order_of<T>;
+    for_each_pair<C>(left, [this, start](int k, std::int64_t count) {
+      const std::int64_t i = start + 2 * k * Lanes<C>::width;
+      Two<C> factor = load_weights<T>(w_, i, count, {offset_, offset_});
+      if constexpr (adds_offset) factor = {add(factor.a, offset_), add(factor.b, offset_)};
+      for_each_register<rows>([&](int r) {
+        const Two<C> x = load_two<order>(x_[r] + i, count);
+        const Two<C> y = {multiply_register<T, W, round_before>(x.a, rstd_[r], factor.a),
+                          multiply_register<T, W, round_before>(x.b, rstd_[r], factor.b)};
+        put_two<order, nans_with<W>, streams>(y_[r] + i, y, count);
+      });
+    });
+  }
+  void fetch_y(std::int64_t i, std::int64_t ahead) const {
+    for_each_register<rows>([&](int r) { fetch_to_write(y_[r] + i, ahead); });
+  }
+
+  // Whole sets of 32. In the nearest caches f32 takes a tenth of its time to add an offset, even one of
+  // -0.0, which changes no weight; elsewhere it takes none.
+  void all(const NormRows& a) const {
+    const std::int64_t full = a.n / lanes * lanes;
+    if (a.streams) {
+      for (std::int64_t i = 0; i < full; i += lanes) step<true, true>(i, lanes);
+    } else if (a.fetches) {
+      const std::int64_t next = a.group * a.x_stride;
+      for (std::int64_t i = 0; i < full; i += lanes) {
+        for_each_register<rows>([&](int r) {
+          if constexpr (fetches_next<T>) fetch(x_[r] + i, next);
+        });
+        fetch_y(i, a.y_ahead);
+        step<true, false>(i, lanes);
+      }
+    } else if (is_weight<W> && a.offset != 0.0) {
+      for (std::int64_t i = 0; i < full; i += lanes) step<true, false>(i, lanes);
+    } else {
+      for (std::int64_t i = 0; i < full; i += lanes) step<false, false>(i, lanes);
+    }
+  }
+
+ private:
+  using C = typename Compute<T>::scalar;
+  using V = typename Compute<T>::vector;
+
+  const T* x_[rows];
+  T* y_[rows];
+  V rstd_[rows];
+  const W* w_;
+  V offset_;
+};
+
+// y of rows first ... first + rows-1. Two share what it takes to load a weight, to widen it and to
+// add the offset: a fifth of the operations for bf16. Copied, since stores of y might change `rows`
+// as far as a compiler can see.
+template <class T, class W, bool round_before>
+RMSNORM_KERNEL_PART void multiply_sets(const NormRows& rows, std::int64_t first, std::int64_t count,
+                                       const double* rstd) {
+  const NormRows a = rows;
+  std::int64_t r = 0;
+  if constexpr (is_weight<W>) {
+    for (; a.w_stride == 0 && r + 2 <= count; r += 2) {
+      Products<2, T, W, round_before>(a, first + r, rstd + r).all(a);
+    }
+  }
+  for (; r < count; ++r) Products<1, T, W, round_before>(a, first + r, rstd + r).all(a);
+}
+// Of their last elements, fewer than 32: apart for the reason that take_rest_apart() has.
+template <class T, class W, bool round_before>
+RMSNORM_KERNEL_PART void multiply_rests(const NormRows& rows, std::int64_t first,
+                                        std::int64_t count, const double* rstd) {
+  const NormRows a = rows;
+  const std::int64_t left = a.n % lanes, begin = a.n - left;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const Products<1, T, W, round_before> products(a, first + r, rstd + r);
+    products.template step<true, false>(begin, left);
+  }
+}
+template <class T, class W, bool round_before>
+inline void multiply_rows(const NormRows& a, std::int64_t first, std::int64_t rows,
+                          const double* rstd) {
+  if (a.n >= lanes) multiply_sets<T, W, round_before>(a, first, rows, rstd);
+  if (a.n % lanes != 0) multiply_rests<T, W, round_before>(a, first, rows, rstd);
+}
+
+// ---- rows in turn ----
+
+// Copied, since a returned rstd may lie unaligned in a record.
+template <class T>
+inline void put_rstd(const NormRows& a, std::int64_t first, std::int64_t rows, const double* rstd) {
+  if (a.rstd == nullptr) return;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const auto value = static_cast<typename Compute<T>::scalar>(rstd[r]);
+    std::memcpy(a.rstd + (first + r) * a.rstd_stride, &value, sizeof(value));
+  }
+}
+
+template <class T>
+inline bool find_given_roots(const NormRows& a, std::int64_t first, std::int64_t rows, double* rstd) {
+  bool safe = true;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const char* given = a.mean_square + (first + r) * a.mean_square_stride;
+    double mean, v;
+    if (a.mean_square_is_double) {
+      std::memcpy(&mean, given, sizeof(mean));
+    } else {
+      float narrow;
+      std::memcpy(&narrow, given, sizeof(narrow));
+      mean = static_cast<double>(narrow);
+    }
+    safe = find_root_of_mean<typename Compute<T>::scalar>({mean, 0.0}, a.eps, &v, rstd + r) & safe;
+  }
+  return safe;
+}
+
+// Adds the residual of rows first ... first + rows-1 and finds their rstd. False: one of those is
+// not in the safe range.
+template <class T>
+inline bool find_rstd(const NormRows& a, std::int64_t first, std::int64_t rows, double* rstd) {
+  double v[max_group];
+  if (a.mean_square == nullptr) return measure_rows<T>(a, first, rows, v, rstd);
+  if (a.residual != nullptr) measure_rows<T>(a, first, rows, v, rstd);
+  return find_given_roots<T>(a, first, rows, rstd);
+}
+
+template <class T>
+RMSNORM_KERNEL_PART bool find_root_of_row(const NormRows& a, std::int64_t r, double* rstd) {
+  double v;
+  return find_root(sum_of_row<T>(a, r), static_cast<double>(a.counted), a.eps, &v, rstd);
+}
+
+// Of the rows from `begin` on.
+template <class T, class W, bool round_before>
+inline NormProgress norm_groups(const NormRows& a, std::int64_t begin) {
+  const bool ahead = a.walk == RowWalk::groups_ahead;
+  double rstd[2][max_group];
+  const auto rows_from = [&a](std::int64_t r) {
+    return a.rows - r < a.group ? a.rows - r : a.group;
+  };
+  std::int64_t r = begin;
+  bool safe = find_rstd<T>(a, r, rows_from(r), rstd[0]);
+  for (int i = 0;; i = 1 - i) {
+    const std::int64_t rows = rows_from(r), next = r + rows;
+    if (!safe) return {r, a.residual != nullptr ? next : r};
+    if (ahead && next < a.rows) safe = find_rstd<T>(a, next, rows_from(next), rstd[1 - i]);
+    put_rstd<T>(a, r, rows, rstd[i]);
+    multiply_rows<T, W, round_before>(a, r, rows, rstd[i]);
+    r = next;
+    if (r == a.rows) return {r, r};
+    if (!ahead) safe = find_rstd<T>(a, r, rows_from(r), rstd[1 - i]);
+  }
+}
+
+// The accumulators of rows that are summed at once.
+template <class T, int rows>
+class RowAccumulators {
+ public:
+  using Accumulator = typename AccumulatorOf<T>::type;
+  struct Sum {
+    SumOf<T> of[rows];
+  };
+  static Sum nothing() {
+    Sum sum;
+    for_each_register<rows>([&sum](int r) { sum.of[r] = Accumulator::nothing(); });
+    return sum;
+  }
+
+  explicit RowAccumulators(const Sum& sum) {
+    for_each_register<rows>([&](int r) { acc_[r] = Accumulator(sum.of[r]); });
+  }
+  void take_set(const T* const (&x)[rows], std::int64_t i) {
+    for_each_register<rows>([&](int r) { acc_[r].take_set(x[r] + i); });
+  }
+  void take_last(const T* const (&x)[rows], std::int64_t i, std::int64_t left) {
+    for_each_register<rows>([&](int r) { take_rest_apart(acc_[r], x[r] + i, left); });
+  }
+  void flush(Sum* sum) const {
+    for_each_register<rows>([&](int r) { acc_[r].flush(&sum->of[r]); });
+  }
+
+ private:
+  Accumulator acc_[rows];
+};
+
+// The products of a set of `together` rows while a later set is summed. Returns the first row that
+// is left to norm_groups().
+//
+// Between the sums of a set and its first product lies a chain of some 110 cycles: the fold of the
+// lanes, a quotient, a root and a quotient. Where the products of one set do not last as long, the
+// set that is summed is the one after the next.
+template <int together, bool adds_offset, bool fetches, class T, class W, bool round_before>
+inline std::int64_t norm_side_by_side(const NormRows& a) {
+  using Accumulators = RowAccumulators<T, together>;
+  constexpr std::int64_t least_elements = 1024;
+  constexpr int most_sets_ahead = 2;
+  const int sets_ahead = a.n * together < least_elements ? most_sets_ahead : 1;
+  const std::int64_t ahead = sets_ahead * together;
+  if (a.rows < ahead + together) return 0;
+  double rstd[most_sets_ahead][together], v;
+  std::int64_t r = 0;
+  bool safe = true;
+  for (int set = 0; set < sets_ahead; ++set) {
+    for (int k = 0; k < together; ++k) {
+      safe = find_root_of_row<T>(a, set * together + k, rstd[set] + k) & safe;
+    }
+  }
+  int set = 0;
+  for (; safe && r + ahead + together <= a.rows; r += together) {
+    const Products<together, T, W, round_before> products(a, r, rstd[set]);
+    put_rstd<T>(a, r, together, rstd[set]);
+    const T* next[together];
+    for_each_register<together>([&](int k) {
+      next[k] = reinterpret_cast<const T*>(a.x + (r + ahead + k) * a.x_stride);
+    });
+    auto sum = Accumulators::nothing();
+    sum_blocks<Accumulators>(
+        a.n, &sum,
+        [&a, &next, &products](Accumulators& acc, std::int64_t i) {
+          if constexpr (fetches) {
+            for_each_register<together>([&](int k) { fetch(next[k] + i, a.x_ahead); });
+            products.fetch_y(i, a.y_ahead);
+          }
+          acc.take_set(next, i);
+          products.template step<adds_offset, false>(i, lanes);
+        },
+        [&next](Accumulators& acc, std::int64_t i, std::int64_t left) {
+          acc.take_last(next, i, left);
+        });
+    if (a.n % lanes != 0) multiply_rests<T, W, round_before>(a, r, together, rstd[set]);
+    for_each_register<together>([&](int k) {
+      safe = find_root(sum.of[k], static_cast<double>(a.counted), a.eps, &v, rstd[set] + k) & safe;
+    });
+    set = sets_ahead - 1 - set;
+  }
+  if (!safe) return r;
+  for (int k = 0; k < sets_ahead; ++k, r += together) {
+    put_rstd<T>(a, r, together, rstd[set]);
+    multiply_rows<T, W, round_before>(a, r, together, rstd[set]);
+    set = sets_ahead - 1 - set;
+  }
+  return r;
+}
+
+template <class T, class W, bool round_before>
+RMSNORM_KERNEL NormProgress norm(const NormRows& rows) {
+  // Two rows for the sake of the weights, where their sums leave registers for that.
+  constexpr int together = is_weight<W> && sizeof(T) == 2 ? 2 : 1;
+  const NormRows a = rows;
+  const bool plain = a.residual == nullptr && a.mean_square == nullptr && a.counted == a.n &&
+                     a.w_stride == 0;
+  std::int64_t done = 0;
+  if (a.walk == RowWalk::side_by_side && plain) {
+    if (a.fetches) {
+      done = norm_side_by_side<together, true, true, T, W, round_before>(a);
+    } else if (is_weight<W> && a.offset != 0.0) {
+      done = norm_side_by_side<together, true, false, T, W, round_before>(a);
+    } else {
+      done = norm_side_by_side<together, false, false, T, W, round_before>(a);
+    }
+    if (done == a.rows) return {done, done};
+  }
+  return norm_groups<T, W, round_before>(a, done);
+}
