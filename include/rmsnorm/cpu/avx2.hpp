@@ -129,6 +129,8 @@ inline void stream_pair(bfloat16* p, Pair v) {
   stream_bits(p, bf16_bits<nans>(v));
 }
 
+constexpr bool has_partial_registers = false;
+
 inline f32v splat(float s) { return _mm256_set1_ps(s); }
 inline f64v splat(double s) { return _mm256_set1_pd(s); }
 inline f32v add(f32v a, f32v b) { return _mm256_add_ps(a, b); }

@@ -100,18 +100,18 @@ inline f32v rounded_to(const bfloat16*, f32v v) {
 struct Pair {
   f32v even, odd;
 };
-inline Pair load_pair(const bfloat16* p) {
-  const __m512i bits = _mm512_loadu_si512(p);
+inline Pair pair_of(__m512i bits) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(bits, upper))};
 }
-inline Pair load_pair(const float* p) {
+inline Pair load_pair(const bfloat16* p) { return pair_of(_mm512_loadu_si512(p)); }
+inline Pair pair_of(f32v a, f32v b) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-  const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16);
   return {_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
 }
+inline Pair load_pair(const float* p) { return pair_of(load(p), load(p + 16)); }
 template <Nans nans>
 inline __m512i bf16_bits(Pair v) {
   const __m512i even = _mm512_srli_epi32(bf16_upper<nans>(v.even), 16);
@@ -124,6 +124,46 @@ inline void store_pair(bfloat16* p, Pair v) {
 template <Nans nans>
 inline void stream_pair(bfloat16* p, Pair v) {
   stream_bits(p, bf16_bits<nans>(v));
+}
+
+constexpr bool has_partial_registers = true;
+// The first `count` of the bits of a mask.
+inline std::uint32_t first_bits(std::int64_t count, int all) {
+  if (count >= all) return all == 32 ? 0xffffffffu : (1u << all) - 1;
+  return count <= 0 ? 0u : (1u << count) - 1;
+}
+inline __mmask8 first_8(std::int64_t count) { return static_cast<__mmask8>(first_bits(count, 8)); }
+inline __mmask16 first_16(std::int64_t count) {
+  return static_cast<__mmask16>(first_bits(count, 16));
+}
+inline f32v load_first(const float* p, std::int64_t count) {
+  return _mm512_maskz_loadu_ps(first_16(count), p);
+}
+inline f64v load_first(const double* p, std::int64_t count) {
+  return _mm512_maskz_loadu_pd(first_8(count), p);
+}
+inline f32v load_first(const float16* p, std::int64_t count) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_16(count), p));
+}
+inline Pair load_pair_first(const bfloat16* p, std::int64_t count) {
+  return pair_of(_mm512_maskz_loadu_epi16(first_bits(count, 32), p));
+}
+inline Pair load_pair_first(const float* p, std::int64_t count) {
+  return pair_of(load_first(p, count), load_first(p + 16, count - 16));
+}
+inline void store_first(float* p, f32v v, std::int64_t count) {
+  _mm512_mask_storeu_ps(p, first_16(count), v);
+}
+inline void store_first(double* p, f64v v, std::int64_t count) {
+  _mm512_mask_storeu_pd(p, first_8(count), v);
+}
+inline void store_first(float16* p, f32v v, std::int64_t count) {
+  const __m256i bits = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(p, first_16(count), bits);
+}
+template <Nans nans>
+inline void store_pair_first(bfloat16* p, Pair v, std::int64_t count, NansOf<nans>) {
+  _mm512_mask_storeu_epi16(p, first_bits(count, 32), bf16_bits<nans>(v));
 }
 
 inline f32v splat(float s) { return _mm512_set1_ps(s); }
@@ -170,10 +210,10 @@ inline f64v quarters_added(f64v a, f64v b) {
 inline f64v row_totals(const f64v (&rows)[8][1]) {
   // Lanes j and j + 4, then of these sums j and j + 2, then the last two, of which even rows are in
   // one register and odd ones in the other.
-  const f64v even = quarters_added(halves_added(rows[0][0], rows[2][0]),
-                                   halves_added(rows[4][0], rows[6][0]));
-  const f64v odd = quarters_added(halves_added(rows[1][0], rows[3][0]),
-                                  halves_added(rows[5][0], rows[7][0]));
+  const f64v even =
+      quarters_added(halves_added(rows[0][0], rows[2][0]), halves_added(rows[4][0], rows[6][0]));
+  const f64v odd =
+      quarters_added(halves_added(rows[1][0], rows[3][0]), halves_added(rows[5][0], rows[7][0]));
   return add(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
 }
 

@@ -128,7 +128,7 @@ class Backward {
     measured_.n = layout_.n();
     measured_.counted = statistics_.count();
     measured_.eps = p_.eps;
-    measured_.fetches = traffic_.fetches(p_.x.dtype);
+    measured_.fetches = !fetches_well();
   }
 
   void run_rows(const RowCursor& cursor, std::int64_t rows, std::int64_t left) {

@@ -36,15 +36,16 @@ class Forward {
     addend_role_ = p.residual.present() && !adds_ ? role_residual : role_none;
     measure_ = choose_measure();
     norm_ = choose_norm();
-    const std::int64_t row_bytes = layout.n() * size_in_bytes(normalised_dtype_);
-    group_ = traffic_.rows_of_group(row_bytes, normalised_dtype_, 1);
-    walk_ = traffic_.choose_walk(layout.n(), normalised_dtype_, &group_);
   }
 
   void run(std::int64_t row_begin, std::int64_t row_end) {
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
     rows_.streams = norm_ != nullptr && traffic_.streams(row_end - 1);
+    const Traffic::Walk walk = traffic_.walk(layout_.n(), normalised_dtype_, rows_.streams);
+    rows_.walk = walk.order;
+    rows_.group = walk.group;
+    rows_.fetches = walk.fetches;
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       const std::int64_t rows = left < cursor.run() ? left : cursor.run();
       if (norm_ != nullptr) {
@@ -130,9 +131,6 @@ class Forward {
     rows_.mean_square_is_double = p_.mean_square.dtype == DType::f64;
     rows_.rstd_stride = cursor.stride(role_rstd);
     rows_.rounds_rstd = p_.rounding == Rounding::rstd;
-    rows_.fetches = traffic_.fetches(normalised_dtype_);
-    rows_.walk = walk_;
-    rows_.group = group_;
   }
 
   // The rows of a run from row `first` on.
@@ -164,13 +162,12 @@ class Forward {
   // Evenly spaced rows that have no kernel, or one for their statistics alone.
   void run_groups(const RowCursor& cursor, std::int64_t rows) {
     double v[max_group], rstd[max_group];
-    for (std::int64_t first = 0; first < rows; first += group_) {
-      set_rows(cursor, first, rows - first < group_ ? rows - first : group_);
+    for (std::int64_t first = 0; first < rows; first += rows_.group) {
+      set_rows(cursor, first, rows - first < rows_.group ? rows - first : rows_.group);
       const bool measured = measure_ != nullptr && measure_(rows_, v, rstd);
       for (std::int64_t i = 0; i < rows_.rows; ++i) {
         const bool is_found = measured && !p_.mean_square.present();
-        const RowScale scale =
-            is_found ? RowScale{rstd[i], 0, 0.0} : find_scale(cursor, first + i);
+        const RowScale scale = is_found ? RowScale{rstd[i], 0, 0.0} : find_scale(cursor, first + i);
         apply_in_blocks(cursor, first + i, scale);
       }
     }
@@ -273,8 +270,6 @@ class Forward {
   MeasureKernel measure_;
   NormKernel norm_;
   NormRows rows_;
-  int group_;
-  RowWalk walk_;
   alignas(64) C values_[block];
   alignas(64) C weight_[block];
   alignas(64) C bias_[block];

@@ -95,6 +95,8 @@ constexpr std::int64_t place_in_order(std::int64_t i, ElementOrder order) {
 // are zero, as they are in what was computed from bf16 and in the NaNs that operations make.
 // Rounding by an addition carries the latter nowhere, so that they need no test.
 enum class Nans : int { any, of_bf16 };
+template <Nans nans>
+struct NansOf {};
 
 // Which lanes a block of floats is summed in: those that the row's own kernel would take.
 enum class SumKind : int { float_lanes = 0, float_pairs = 1, double_lanes = 2 };
@@ -113,8 +115,8 @@ constexpr int weight_kind_count = 3;
 // kernel is the first to touch it fetches `ahead` bytes before, see RowCursor::ahead.
 
 // Rows whose mean squares are wanted: of x or, with a residual, of out = cast(x + residual), which
-// is written then. All tensors have one dtype: f16 and bf16 are summed in float lanes, f32 in double
-// lanes, f64 compensated.
+// is written then. All tensors have one dtype: f16 and bf16 are summed in float lanes, f32 in
+// double lanes, f64 compensated.
 struct MeasuredRows {
   const char* x = nullptr;
   const char* residual = nullptr;  // null: absent
@@ -125,8 +127,8 @@ struct MeasuredRows {
   double eps = 0;
   bool fetches = false;  // what is `ahead`
 };
-// Fills v, mean square plus eps, and rstd, 1 / sqrt of that as a value of the compute type, for each
-// row, and up to the next multiple of eight rows with whatever. Returns whether every v is in
+// Fills v, mean square plus eps, and rstd, 1 / sqrt of that as a value of the compute type, for
+// each row, and up to the next multiple of eight rows with whatever. Returns whether every v is in
 // SafeRange.
 using MeasureKernel = bool (*)(const MeasuredRows& a, double* v, double* rstd);
 
@@ -140,9 +142,9 @@ enum class RowWalk : int {
   side_by_side,  // the products of a row together with the sum of the one that follows
 };
 
-// y = cast(cast_before(x * rstd) * (offset + w)) of rows of one dtype T, w absent, of T or f32; with
-// a residual of out in place of x. An offset of -0.0, a value of the compute type, leaves every
-// weight as it is.
+// y = cast(cast_before(x * rstd) * (offset + w)) of rows of one dtype T, w absent, of T or f32;
+// with a residual of out in place of x. An offset of -0.0, a value of the compute type, leaves
+// every weight as it is.
 struct NormRows : MeasuredRows {
   const char* w = nullptr;
   char* y = nullptr;
@@ -158,9 +160,9 @@ struct NormRows : MeasuredRows {
   RowWalk walk = RowWalk::groups;
   int group = 1;  // rows
 };
-// How many rows, from the first on, are done: all of them, or those before some of which one has a v
-// that is not in SafeRange. Of those, nothing is written but, with a residual, the rows of out before
-// row `added`.
+// How many rows, from the first on, are done: all of them, or those before some of which one has a
+// v that is not in SafeRange. Of those, nothing is written but, with a residual, the rows of out
+// before row `added`.
 struct NormProgress {
   std::int64_t done, added;
 };

@@ -20,6 +20,10 @@
 //   load_pair(const T*)
 //   store_pair and stream_pair<Nans>(bfloat16*, Pair), whose NaNs become quiet ones
 //   half<i>(f32v)                 elements D i ... D i + D-1 as f64v
+//   has_partial_registers         whether there are also
+//   load_first, load_pair_first, store_first, store_pair_first(..., count)
+//                                 of the first `count` elements, from none to all or more; those
+//                                 that are not loaded are zeros, and no other memory is touched
 //   RMSNORM_KERNEL                RMSNORM_FLATTEN, or nothing where a call costs no vector
 //   registers
 //
@@ -195,6 +199,36 @@ inline void for_each_pair(std::int64_t left, F f) {
   }
 }
 
+// How many elements at the end of a row of n are left to a call: less than a pair of registers, and
+// not just one of them, unless registers are loaded and stored in part. What it takes to find out
+// how many are there stays out of the loops over rows and sets.
+template <class T>
+inline std::int64_t part_of_pair(std::int64_t n) {
+  constexpr std::int64_t width = LanesFor<T>::width;
+  if (has_partial_registers) return 0;
+  const std::int64_t rest = n % (2 * width);
+  return order_of<T> == ElementOrder::in_order && rest == width ? 0 : rest;
+}
+
+// Calls f(k, count) as for_each_pair() does for all others. Where registers are whole, `count` is
+// one of two constants to a compiler.
+template <class T, class F>
+inline void for_each_pair_in_line(std::int64_t left, F f) {
+  using C = typename Compute<T>::scalar;
+  constexpr int width = Lanes<C>::width;
+  if constexpr (has_partial_registers) {
+    for_each_pair<C>(left, f);
+  } else {
+    for_each_pair<C>(left, [f](int k, std::int64_t count) {
+      if (count >= 2 * width) {
+        f(k, 2 * width);
+      } else if (order_of<T> == ElementOrder::in_order && count == width) {
+        f(k, width);
+      }
+    });
+  }
+}
+
 // Of 2 * width elements from p on.
 template <ElementOrder order, class T>
 inline Two<typename Compute<T>::scalar> load_two(const T* p) {
@@ -210,10 +244,17 @@ template <ElementOrder order, class T>
 inline Two<typename Compute<T>::scalar> load_two(const T* p, std::int64_t left) {
   constexpr int width = LanesFor<T>::width;
   if (left >= 2 * width) return load_two<order>(p);
-  if constexpr (order == ElementOrder::in_order) {
-    if (left == width) return {load(p), splat(typename Compute<T>::scalar(0))};
+  if constexpr (has_partial_registers && order == ElementOrder::in_order) {
+    return {load_first(p, left), load_first(p + width, left - width)};
+  } else if constexpr (has_partial_registers) {
+    const Pair both = load_pair_first(p, left);
+    return {both.even, both.odd};
+  } else {
+    if constexpr (order == ElementOrder::in_order) {
+      if (left == width) return {load(p), splat(typename Compute<T>::scalar(0))};
+    }
+    return load_two<order>(Tail<T, 2 * width>(p, left).elements);
   }
-  return load_two<order>(Tail<T, 2 * width>(p, left).elements);
 }
 
 template <bool streams, class T, class V>
@@ -247,12 +288,19 @@ template <ElementOrder order, Nans nans, bool streams, class T>
 inline void put_two(T* p, const Two<typename Compute<T>::scalar>& v, std::int64_t left) {
   constexpr int width = LanesFor<T>::width;
   if (left >= 2 * width) return put_two<order, nans, streams>(p, v);
-  if constexpr (order == ElementOrder::in_order) {
-    if (left == width) return store(p, v.a);
+  if constexpr (has_partial_registers && order == ElementOrder::in_order) {
+    store_first(p, v.a, left);
+    store_first(p + width, v.b, left - width);
+  } else if constexpr (has_partial_registers) {
+    store_pair_first(p, Pair{v.a, v.b}, left, NansOf<nans>());
+  } else {
+    if constexpr (order == ElementOrder::in_order) {
+      if (left == width) return store(p, v.a);
+    }
+    Tail<T, 2 * width> out;
+    put_two<order, nans, false>(out.elements, v);
+    out.copy_to(p, left);
   }
-  Tail<T, 2 * width> out;
-  put_two<order, nans, false>(out.elements, v);
-  out.copy_to(p, left);
 }
 
 // ---- sum of squares ----
@@ -448,16 +496,22 @@ inline void take_rest(Accumulator& acc, const T* p, std::int64_t left) {
     acc.take(k, load_two<Accumulator::order>(p + k * 2 * LanesFor<T>::width, count));
   });
 }
-// The same as a call, for which registers are copied where there is a rest: what it takes to find
-// out how much is left stays out of the loops over rows and whole sets.
+// The same in the loops over rows.
 template <class Accumulator, class T>
-RMSNORM_KERNEL_PART void take_rest_from_memory(Accumulator* acc, const T* p, std::int64_t left) {
-  take_rest(*acc, p, left);
+RMSNORM_KERNEL_PART void take_part_of_pair(Accumulator* acc, const T* p, std::int64_t left) {
+  for_each_pair<typename Compute<T>::scalar>(left, [acc, p](int k, std::int64_t count) {
+    constexpr int of_pair = 2 * LanesFor<T>::width;
+    if (count < of_pair) acc->take(k, load_two<Accumulator::order>(p + k * of_pair, count));
+  });
 }
 template <class Accumulator, class T>
 inline void take_rest_apart(Accumulator& acc, const T* p, std::int64_t left) {
+  for_each_pair_in_line<T>(left, [&acc, p](int k, std::int64_t count) {
+    acc.take(k, load_two<Accumulator::order>(p + k * 2 * LanesFor<T>::width, count));
+  });
+  if (part_of_pair<T>(left) == 0) return;
   Accumulator copy = acc;
-  take_rest_from_memory(&copy, p, left);
+  take_part_of_pair(&copy, p, left);
   acc = copy;
 }
 

@@ -84,6 +84,8 @@ inline void stream_pair(bfloat16* p, Pair v) {
   store_pair<nans>(p, v);
 }
 
+constexpr bool has_partial_registers = false;
+
 inline f32v splat(float s) { return vdupq_n_f32(s); }
 inline f64v splat(double s) { return vdupq_n_f64(s); }
 inline f32v add(f32v a, f32v b) { return vaddq_f32(a, b); }

@@ -49,32 +49,43 @@ class Products {
     });
   }
 
-  // Of 32 elements, or of those that are left of fewer.
+  // Of 32 elements.
   template <bool adds_offset, bool streams>
-  void step(std::int64_t start, std::int64_t left) const {
+  void set(std::int64_t start) const {
+    for_each_pair<C>(lanes, [this, start](int k, std::int64_t count) {
+      pair<adds_offset, streams>(start + 2 * k * Lanes<C>::width, count);
+    });
+  }
+  // Of two registers, of which `count` elements are there.
+  template <bool adds_offset, bool streams>
+  void pair(std::int64_t i, std::int64_t count) const {
     constexpr ElementOrder order = order_of<T>;
-    for_each_pair<C>(left, [this, start](int k, std::int64_t count) {
-      const std::int64_t i = start + 2 * k * Lanes<C>::width;
-      Two<C> factor = load_weights<T>(w_, i, count, {offset_, offset_});
-      if constexpr (adds_offset) factor = {add(factor.a, offset_), add(factor.b, offset_)};
-      for_each_register<rows>([&](int r) {
-        const Two<C> x = load_two<order>(x_[r] + i, count);
-        const Two<C> y = {multiply_register<T, W, round_before>(x.a, rstd_[r], factor.a),
-                          multiply_register<T, W, round_before>(x.b, rstd_[r], factor.b)};
-        put_two<order, nans_with<W>, streams>(y_[r] + i, y, count);
-      });
+    Two<C> factor = load_weights<T>(w_, i, count, {offset_, offset_});
+    if constexpr (adds_offset) factor = {add(factor.a, offset_), add(factor.b, offset_)};
+    for_each_register<rows>([&](int r) {
+      const Two<C> x = load_two<order>(x_[r] + i, count);
+      const Two<C> y = {multiply_register<T, W, round_before>(x.a, rstd_[r], factor.a),
+                        multiply_register<T, W, round_before>(x.b, rstd_[r], factor.b)};
+      put_two<order, nans_with<W>, streams>(y_[r] + i, y, count);
+    });
+  }
+  // Of what is left behind the sets, but for a part of a pair where that is for a call.
+  void rest(std::int64_t n) const {
+    const std::int64_t left = n % lanes, begin = n - left;
+    for_each_pair_in_line<T>(left, [this, begin](int k, std::int64_t count) {
+      pair<true, false>(begin + k * 2 * Lanes<C>::width, count);
     });
   }
   void fetch_y(std::int64_t i, std::int64_t ahead) const {
     for_each_register<rows>([&](int r) { fetch_to_write(y_[r] + i, ahead); });
   }
 
-  // Whole sets of 32. In the nearest caches f32 takes a tenth of its time to add an offset, even one of
-  // -0.0, which changes no weight; elsewhere it takes none.
+  // All but that part. In the nearest caches f32 takes a tenth of its time to add an offset, even
+  // one of -0.0, which changes no weight; elsewhere it takes none.
   void all(const NormRows& a) const {
     const std::int64_t full = a.n / lanes * lanes;
     if (a.streams) {
-      for (std::int64_t i = 0; i < full; i += lanes) step<true, true>(i, lanes);
+      for (std::int64_t i = 0; i < full; i += lanes) set<true, true>(i);
     } else if (a.fetches) {
       const std::int64_t next = a.group * a.x_stride;
       for (std::int64_t i = 0; i < full; i += lanes) {
@@ -82,13 +93,14 @@ class Products {
           if constexpr (fetches_next<T>) fetch(x_[r] + i, next);
         });
         fetch_y(i, a.y_ahead);
-        step<true, false>(i, lanes);
+        set<true, false>(i);
       }
     } else if (is_weight<W> && a.offset != 0.0) {
-      for (std::int64_t i = 0; i < full; i += lanes) step<true, false>(i, lanes);
+      for (std::int64_t i = 0; i < full; i += lanes) set<true, false>(i);
     } else {
-      for (std::int64_t i = 0; i < full; i += lanes) step<false, false>(i, lanes);
+      for (std::int64_t i = 0; i < full; i += lanes) set<false, false>(i);
     }
+    rest(a.n);
   }
 
  private:
@@ -117,22 +129,23 @@ RMSNORM_KERNEL_PART void multiply_sets(const NormRows& rows, std::int64_t first,
   }
   for (; r < count; ++r) Products<1, T, W, round_before>(a, first + r, rstd + r).all(a);
 }
-// Of their last elements, fewer than 32: apart for the reason that take_rest_apart() has.
+// Of their last elements, which are part of a pair.
 template <class T, class W, bool round_before>
 RMSNORM_KERNEL_PART void multiply_rests(const NormRows& rows, std::int64_t first,
                                         std::int64_t count, const double* rstd) {
   const NormRows a = rows;
-  const std::int64_t left = a.n % lanes, begin = a.n - left;
+  const std::int64_t left = part_of_pair<T>(a.n);
   for (std::int64_t r = 0; r < count; ++r) {
     const Products<1, T, W, round_before> products(a, first + r, rstd + r);
-    products.template step<true, false>(begin, left);
+    products.template pair<true, false>(a.n - left, left);
   }
 }
 template <class T, class W, bool round_before>
 inline void multiply_rows(const NormRows& a, std::int64_t first, std::int64_t rows,
                           const double* rstd) {
-  if (a.n >= lanes) multiply_sets<T, W, round_before>(a, first, rows, rstd);
-  if (a.n % lanes != 0) multiply_rests<T, W, round_before>(a, first, rows, rstd);
+  const std::int64_t part = part_of_pair<T>(a.n);
+  if (a.n > part) multiply_sets<T, W, round_before>(a, first, rows, rstd);
+  if (part > 0) multiply_rests<T, W, round_before>(a, first, rows, rstd);
 }
 
 // ---- rows in turn ----
@@ -148,7 +161,8 @@ inline void put_rstd(const NormRows& a, std::int64_t first, std::int64_t rows, c
 }
 
 template <class T>
-inline bool find_given_roots(const NormRows& a, std::int64_t first, std::int64_t rows, double* rstd) {
+inline bool find_given_roots(const NormRows& a, std::int64_t first, std::int64_t rows,
+                             double* rstd) {
   bool safe = true;
   for (std::int64_t r = 0; r < rows; ++r) {
     const char* given = a.mean_square + (first + r) * a.mean_square_stride;
@@ -234,20 +248,29 @@ class RowAccumulators {
   Accumulator acc_[rows];
 };
 
+// What the loops over sets are made for, besides dtypes.
+template <bool adds, bool ahead, bool past>
+struct SetOptions {
+  static constexpr bool adds_offset = adds;
+  static constexpr bool fetches = ahead;
+  static constexpr bool streams = past;
+};
+
 // The products of a set of `together` rows while a later set is summed. Returns the first row that
 // is left to norm_groups().
 //
 // Between the sums of a set and its first product lies a chain of some 110 cycles: the fold of the
 // lanes, a quotient, a root and a quotient. Where the products of one set do not last as long, the
 // set that is summed is the one after the next.
-template <int together, bool adds_offset, bool fetches, class T, class W, bool round_before>
+template <int together, class Options, class T, class W, bool round_before>
 inline std::int64_t norm_side_by_side(const NormRows& a) {
   using Accumulators = RowAccumulators<T, together>;
-  constexpr std::int64_t least_elements = 1024;
+  constexpr std::int64_t least_elements = 2048;
   constexpr int most_sets_ahead = 2;
   const int sets_ahead = a.n * together < least_elements ? most_sets_ahead : 1;
   const std::int64_t ahead = sets_ahead * together;
   if (a.rows < ahead + together) return 0;
+  const std::int64_t part = part_of_pair<T>(a.n);
   double rstd[most_sets_ahead][together], v;
   std::int64_t r = 0;
   bool safe = true;
@@ -261,24 +284,24 @@ inline std::int64_t norm_side_by_side(const NormRows& a) {
     const Products<together, T, W, round_before> products(a, r, rstd[set]);
     put_rstd<T>(a, r, together, rstd[set]);
     const T* next[together];
-    for_each_register<together>([&](int k) {
-      next[k] = reinterpret_cast<const T*>(a.x + (r + ahead + k) * a.x_stride);
-    });
+    for_each_register<together>(
+        [&](int k) { next[k] = reinterpret_cast<const T*>(a.x + (r + ahead + k) * a.x_stride); });
     auto sum = Accumulators::nothing();
     sum_blocks<Accumulators>(
         a.n, &sum,
         [&a, &next, &products](Accumulators& acc, std::int64_t i) {
-          if constexpr (fetches) {
+          if constexpr (Options::fetches) {
             for_each_register<together>([&](int k) { fetch(next[k] + i, a.x_ahead); });
-            products.fetch_y(i, a.y_ahead);
+            if constexpr (!Options::streams) products.fetch_y(i, a.y_ahead);
           }
           acc.take_set(next, i);
-          products.template step<adds_offset, false>(i, lanes);
+          products.template set<Options::adds_offset, Options::streams>(i);
         },
         [&next](Accumulators& acc, std::int64_t i, std::int64_t left) {
           acc.take_last(next, i, left);
         });
-    if (a.n % lanes != 0) multiply_rests<T, W, round_before>(a, r, together, rstd[set]);
+    products.rest(a.n);
+    if (part > 0) multiply_rests<T, W, round_before>(a, r, together, rstd[set]);
     for_each_register<together>([&](int k) {
       safe = find_root(sum.of[k], static_cast<double>(a.counted), a.eps, &v, rstd[set] + k) & safe;
     });
@@ -297,17 +320,21 @@ template <class T, class W, bool round_before>
 RMSNORM_KERNEL NormProgress norm(const NormRows& rows) {
   // Two rows for the sake of the weights, where their sums leave registers for that.
   constexpr int together = is_weight<W> && sizeof(T) == 2 ? 2 : 1;
+  // Sums and products of bf16 together take more than 16 registers.
+  constexpr bool has_room = has_partial_registers || order_of<T> == ElementOrder::in_order;
   const NormRows a = rows;
-  const bool plain = a.residual == nullptr && a.mean_square == nullptr && a.counted == a.n &&
-                     a.w_stride == 0;
+  const bool plain =
+      a.residual == nullptr && a.mean_square == nullptr && a.counted == a.n && a.w_stride == 0;
   std::int64_t done = 0;
-  if (a.walk == RowWalk::side_by_side && plain) {
-    if (a.fetches) {
-      done = norm_side_by_side<together, true, true, T, W, round_before>(a);
+  if (has_room && a.walk == RowWalk::side_by_side && plain) {
+    if (a.streams) {
+      done = norm_side_by_side<together, SetOptions<true, true, true>, T, W, round_before>(a);
+    } else if (a.fetches) {
+      done = norm_side_by_side<together, SetOptions<true, true, false>, T, W, round_before>(a);
     } else if (is_weight<W> && a.offset != 0.0) {
-      done = norm_side_by_side<together, true, false, T, W, round_before>(a);
+      done = norm_side_by_side<together, SetOptions<true, false, false>, T, W, round_before>(a);
     } else {
-      done = norm_side_by_side<together, false, false, T, W, round_before>(a);
+      done = norm_side_by_side<together, SetOptions<false, false, false>, T, W, round_before>(a);
     }
     if (done == a.rows) return {done, done};
   }

@@ -60,6 +60,8 @@ inline void stream_pair(bfloat16* p, Pair v) {
   store_pair<nans>(p, v);
 }
 
+constexpr bool has_partial_registers = false;
+
 inline f32v splat(float s) { return {s}; }
 inline f64v splat(double s) { return {s}; }
 inline f32v add(f32v a, f32v b) { return {a.value + b.value}; }
@@ -77,9 +79,7 @@ inline f64v fma(f64v a, f64v b, f64v c) { return {std::fma(a.value, b.value, c.v
 
 inline f64v divide(f64v a, f64v b) { return {a.value / b.value}; }
 inline f64v square_root(f64v v) { return {std::sqrt(v.value)}; }
-inline f64v rounded_to_float(f64v v) {
-  return {static_cast<double>(static_cast<float>(v.value))};
-}
+inline f64v rounded_to_float(f64v v) { return {static_cast<double>(static_cast<float>(v.value))}; }
 inline bool all_within(f64v v, double least, double most) {
   return v.value >= least && v.value <= most;
 }

@@ -40,29 +40,42 @@ class Traffic {
     return streams_ && is_backed(RowCursor(layout_, last_row).row(out_));
   }
 
+  // How kernels take rows of n elements of t, which they read twice in turn: see RowWalk.
+  struct Walk {
+    RowWalk order;
+    int group;     // rows
+    bool fetches;  // what is needed soon
+  };
+  Walk walk(std::int64_t n, DType t, bool streams) const {
+    const int group = rows_of_group(n * size_in_bytes(t), t, 1);
+    if (!fetches_well()) return {RowWalk::groups, group, true};
+    // Rows that are no more than a set cost what their roots cost, of which rows together share
+    // one.
+    if (n <= lanes) return {RowWalk::groups_ahead, max_group, false};
+    // Between rows whose products end before the CPU is through with what it looks ahead to, and
+    // those that leave L1 before they are read again, a row by itself is taken fastest from L3 and
+    // beyond; not so when y of 32 bits goes past the caches. On Zen 5, 256 x 4096 over groups of
+    // rows with fetching, warm and cold: row by row f32 0.92 and 0.92, bf16 0.99 and 0.92; side by
+    // side f32 1.04 and 0.89, bf16 with fetching 0.93 and 1.15, without 0.85 and 1.56.
+    const std::int64_t row_bytes = n * size_in_bytes(t);
+    const bool long_row = row_bytes > 2048, very_long = row_bytes >= 32 * 1024;
+    const bool by_itself = long_row && !very_long && !(streams && !is_16_bit(t));
+    if (far_ && by_itself) return {RowWalk::groups, 1, false};
+    // 16-bit rows compute for longer than a line takes to come, and short rows of f32 do not.
+    return {RowWalk::side_by_side, group, far_ && (is_16_bit(t) || long_row || streams)};
+  }
+
   // Rows that are read twice in turn, of row_bytes each. From the nearest caches, larger groups
   // push their rows out of L1 before they are read again, and smaller ones share less of what a row
   // costs by itself. From farther away a group is no longer than what a CPU has under way at a
-  // time, so that reading one overlaps with writing the one before. f32 16384 x 128, cold, over a
-  // copy: groups of 2 KiB 1.02, 4 KiB 1.10, 16 KiB 1.20; in L3 1.01, 1.01, 1.03.
-  // bf16: 1.06, 1.03, 1.18 and 1.43, 1.35, 1.42; so twice as much there.
+  // time, so that reading one overlaps with writing the one before. On an Intel Xeon, f32
+  // 16384 x 128, cold, over a copy: groups of 2 KiB 1.02, 4 KiB 1.10, 16 KiB 1.20; in
+  // L3 1.01, 1.01, 1.03. bf16: 1.06, 1.03, 1.18 and 1.43, 1.35, 1.42; so twice as much there.
   int rows_of_group(std::int64_t row_bytes, DType t, int least) const {
     const std::int64_t bytes = !far_ ? 16 * 1024 : is_16_bit(t) ? 4 * 1024 : 2 * 1024;
     const std::int64_t rows = row_bytes > 0 ? bytes / row_bytes : 1;
     return rows < least ? least : rows > max_group ? max_group : static_cast<int>(rows);
   }
-
-  // In what order kernels take rows of n elements of t, and in groups of how many.
-  RowWalk choose_walk(std::int64_t n, DType t, int* group) const {
-    if (!fetches_well()) return RowWalk::groups;
-    if (n <= 32) {
-      *group = max_group;
-      return RowWalk::groups_ahead;
-    }
-    *group = 1;
-    return far_ && !is_16_bit(t) && n * size_in_bytes(t) > 4096 ? RowWalk::groups : RowWalk::side_by_side;
-  }
-  bool fetches(DType t) const { return !fetches_well() || (far_ && is_16_bit(t)); }
 
   // The rows behind the next `rows` ones, of which `left` are left: to be fetched meanwhile. They
   // may lie outside of the tensor where a run ends; fetching does no harm there.
