@@ -121,6 +121,16 @@ class Forward {
     sum_rows_.x_stride = cursor.stride(role_x);
     sum_rows_.x_ahead = cursor.ahead(role_x);
     sum_rows_.n = statistics_.count();
+    if (fused_add_ != nullptr) set_add_strides(cursor);
+    apply_rows_.x_stride = cursor.stride(source_role_);
+    apply_rows_.w_stride = cursor.stride(role_weight);
+    apply_rows_.y_stride = cursor.stride(role_y);
+    apply_rows_.y_ahead = cursor.ahead(role_y);
+    apply_rows_.n = layout_.n();
+    apply_rows_.offset = offset_;
+  }
+
+  void set_add_strides(const RowCursor& cursor) {
     add_rows_.x_stride = cursor.stride(role_x);
     add_rows_.residual_stride = cursor.stride(role_residual);
     add_rows_.out_stride = cursor.stride(role_residual_out);
@@ -129,12 +139,6 @@ class Forward {
     add_rows_.out_ahead = cursor.ahead(role_residual_out);
     add_rows_.n = layout_.n();
     add_rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
-    apply_rows_.x_stride = cursor.stride(source_role_);
-    apply_rows_.w_stride = cursor.stride(role_weight);
-    apply_rows_.y_stride = cursor.stride(role_y);
-    apply_rows_.y_ahead = cursor.ahead(role_y);
-    apply_rows_.n = layout_.n();
-    apply_rows_.offset = offset_;
   }
 
   // The residual's addition, where a kernel does it, and the mean squares.
@@ -283,18 +287,8 @@ class Forward {
   alignas(64) C bias_[block];
 };
 
-inline Status forward_rows(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
-                           const KernelTable& table) {
-  RowLayout layout(p.x, p.axis);
-  layout.add(role_x, p.x);
-  layout.add(role_residual, p.residual);
-  layout.add(role_weight, p.weight);
-  layout.add(role_bias, p.bias);
-  layout.add(role_y, p.y);
-  layout.add(role_residual_out, p.residual_out);
-  layout.add_per_row(role_mean_square, p.mean_square);
-  layout.add_per_row(role_rstd, p.rstd);
-  layout.merge_rows();
+inline Status forward_rows(const ForwardParams& p, const RowLayout& layout, std::int64_t row_begin,
+                           std::int64_t row_end, const KernelTable& table) {
   // Rows without elements: nothing but rstd would be written.
   if (layout.n() == 0 && !p.rstd.present()) return {};
   if (compute_type(p) == DType::f64) {
