@@ -433,6 +433,34 @@ inline DType compute_type(const BackwardParams& p) {
   return f64 ? DType::f64 : DType::f32;
 }
 
+namespace detail {
+
+// What the contract asks of dtypes and options beyond what it asks of every tensor; `about` is what
+// was looked at last.
+inline Code check_rules(const ForwardParams& p, Argument* about) {
+  *about = Argument::mean_square;
+  if (p.mean_square.present() && !is_statistic(p.mean_square.dtype)) return Code::invalid_dtype;
+  *about = Argument::rstd;
+  if (p.rstd.present() && p.rstd.dtype != compute_type(p)) return Code::invalid_dtype;
+  *about = Argument::residual_out;
+  if (p.residual_out.present() && !p.residual.present()) return Code::unexpected;
+  const Code code = check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
+                                  p.mean_square.present(), about);
+  if (code != Code::ok) return code;
+  *about = Argument::rounding;
+  const bool known = static_cast<std::int32_t>(p.rounding) >= 0 && p.rounding <= Rounding::rstd;
+  return known ? Code::ok : Code::invalid_value;
+}
+
+inline Code check_rules(const MeanSquareParams& p, Argument* about) {
+  *about = Argument::mean_square;
+  if (!is_statistic(p.mean_square.dtype)) return Code::invalid_dtype;
+  *about = Argument::partial;
+  return p.partial > 0.0 && p.partial <= 1.0 ? Code::ok : Code::invalid_value;
+}
+
+}  // namespace detail
+
 // What forward() would refuse, without computing anything.
 inline Status check(const ForwardParams& p) {
   using detail::check_broadcast;
@@ -458,22 +486,9 @@ inline Status check(const ForwardParams& p) {
   if (tensors.fails(check_broadcast(x, axis, p.weight), Argument::weight)) return tensors.status();
   if (tensors.fails(check_broadcast(x, axis, p.bias), Argument::bias)) return tensors.status();
 
-  if (p.mean_square.present() && !detail::is_statistic(p.mean_square.dtype)) {
-    return {Code::invalid_dtype, Argument::mean_square};
-  }
-  if (p.rstd.present() && p.rstd.dtype != compute_type(p))
-    return {Code::invalid_dtype, Argument::rstd};
-  if (p.residual_out.present() && !p.residual.present()) {
-    return {Code::unexpected, Argument::residual_out};
-  }
-
-  Argument option;
-  const Code code = detail::check_options(p.eps, p.weight_offset, p.weight.present(), p.partial,
-                                          p.mean_square.present(), &option);
-  if (tensors.fails(code, option)) return tensors.status();
-  if (static_cast<std::int32_t>(p.rounding) < 0 || p.rounding > Rounding::rstd) {
-    return {Code::invalid_value, Argument::rounding};
-  }
+  Argument about;
+  const Code code = detail::check_rules(p, &about);
+  if (tensors.fails(code, about)) return tensors.status();
 
   if (tensors.refuses_output(Argument::y, {Argument::x, Argument::residual}) ||
       tensors.refuses_output(Argument::residual_out, {Argument::x, Argument::residual}) ||
@@ -494,8 +509,9 @@ inline Status check(const MeanSquareParams& p) {
   if (tensors.refuses_tensor(p)) return tensors.status();
   if (out.rank != axis) return {Code::invalid_rank, Argument::mean_square};
   if (!detail::sizes_equal(p.x, out, axis)) return {Code::invalid_size, Argument::mean_square};
-  if (!detail::is_statistic(out.dtype)) return {Code::invalid_dtype, Argument::mean_square};
-  if (!(p.partial > 0.0 && p.partial <= 1.0)) return {Code::invalid_value, Argument::partial};
+  Argument about;
+  const Code code = detail::check_rules(p, &about);
+  if (tensors.fails(code, about)) return tensors.status();
   tensors.refuses_output(Argument::mean_square);
   return tensors.status();
 }

@@ -34,6 +34,9 @@ struct Operand {
   bool present = false;
   bool unit = false;  // the elements of a row lie side by side, and aligned to their size
   DType dtype = DType::f32;
+  // Bytes from row to row in the innermost row dimension of the layout; 0 for an absent tensor and
+  // where there is one row.
+  std::int64_t run_stride = 0;
   char* data;                            // null where there are no elements
   std::int64_t row_strides[max_rank];    // bytes, per row dimension of the layout; broadcast: 0
   std::int64_t inner_strides[max_rank];  // bytes, per normalised dimension
@@ -46,7 +49,12 @@ class RowLayout {
   // No tensors and no elements.
   RowLayout() : row_rank_(0), inner_rank_(0), n_(0) {}
 
-  RowLayout(const TensorRef& x, std::int32_t axis) {
+  RowLayout(const TensorRef& x, std::int32_t axis) { set_shape(x, axis); }
+
+  // The shape of x, and no tensors.
+  void set_shape(const TensorRef& x, std::int32_t axis) {
+    remove_tensors();
+    n_ = 1;
     const int first = first_axis(x, axis);
     row_rank_ = first;
     inner_rank_ = x.rank - first;
@@ -55,6 +63,25 @@ class RowLayout {
       inner_sizes_[d] = x.sizes[first + d];
       n_ = saturated_product(n_, inner_sizes_[d]);
     }
+  }
+
+  // The shape of `rows` rows of `n` elements, and no tensors.
+  void set_matrix(std::int64_t rows, std::int64_t n) {
+    remove_tensors();
+    row_rank_ = rows == 1 ? 0 : 1;
+    row_sizes_[0] = rows;
+    inner_rank_ = 1;
+    inner_sizes_[0] = n_ = n;
+  }
+
+  // A tensor of that shape, `stride` bytes from row to row and 0 where there is one row, whose
+  // elements lie side by side and aligned.
+  template <class Void>
+  void add_matrix(Role role, const BasicTensor<Void>& t, std::int64_t stride) {
+    Operand& o = add_operand(role, t);
+    o.unit = true;
+    o.run_stride = o.row_strides[0] = stride;
+    o.inner_strides[0] = size_in_bytes(t.dtype);
   }
 
   // A tensor with normalised dimensions; leading ones are missing, of size one, or those of x.
@@ -105,6 +132,10 @@ class RowLayout {
       }
     }
     row_rank_ = kept;
+    for (int i = 0; kept > 0 && i < count_; ++i) {
+      Operand& o = operands_[roles_[i]];
+      o.run_stride = o.row_strides[kept - 1];
+    }
   }
 
   const Operand& operand(Role role) const { return operands_[role]; }
@@ -158,6 +189,14 @@ class RowLayout {
   }
 
  private:
+  void remove_tensors() {
+    for (int i = 0; i < count_; ++i) {
+      operands_[roles_[i]].present = false;
+      operands_[roles_[i]].run_stride = 0;
+    }
+    count_ = 0;
+  }
+
   void add_inner(Role role, const TensorRef& t) {
     if (!has_elements(t)) return add_empty(role, t);
     Operand& o = add_rows(role, t, t.rank - inner_rank_);
@@ -200,12 +239,12 @@ class RowLayout {
     Operand& o = operands_[role];
     o.present = true;
     o.dtype = t.dtype;
+    o.data = const_cast<char*>(static_cast<const char*>(t.data));
     return o;
   }
 
   Operand& add_rows(Role role, const TensorRef& t, int leading) {
     Operand& o = add_operand(role, t);
-    o.data = const_cast<char*>(static_cast<const char*>(t.data));
     const int missing = row_rank_ - leading;
     for (int d = 0; d < row_rank_; ++d) {
       const bool broadcast = d < missing || t.sizes[d - missing] == 1;
@@ -247,7 +286,7 @@ class RowLayout {
   int inner_rank_;
   std::int64_t row_sizes_[max_rank];
   std::int64_t inner_sizes_[max_rank];
-  std::int64_t n_ = 1;
+  std::int64_t n_;
 };
 
 }  // namespace detail

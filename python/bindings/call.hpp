@@ -69,8 +69,7 @@ struct Call {
     return {std::begin(forward_arguments), std::end(forward_arguments)};
   }
 
-  // visit(argument, view) for each of array_arguments(). Here the compiler knows the arguments and
-  // thereby the places of their views.
+  // visit(argument, view) for each of array_arguments().
   template <class Visit>
   void for_each_array(Visit visit) const {
     visit_arrays(*this, visit);
@@ -88,13 +87,36 @@ struct Call {
   const char* python_name(Argument argument) const;
 
  private:
+  // In the order of array_arguments(). Written out, since gcc leaves a loop over those as one,
+  // which looks each view up: 10 instructions for every array that a call does not have, in four
+  // walks.
   template <class Self, class Visit>
   static void visit_arrays(Self& call, Visit visit) {
+    visit(Argument::x, call.x);
     if (call.gradients == nullptr) {
-      for (const Argument argument : forward_arguments) visit(argument, *call.array(argument));
+      visit(Argument::residual, call.residual);
+      visit(Argument::weight, call.weight);
+      visit(Argument::bias, call.bias);
+      visit(Argument::mean_square, call.mean_square);
+      visit(Argument::y, call.y);
+      visit(Argument::residual_out, call.residual_out);
+      visit(Argument::rstd, call.rstd);
     } else {
-      for (const Argument argument : backward_arguments) visit(argument, *call.array(argument));
+      visit_gradients(call, *call.gradients, visit);
     }
+  }
+  template <class Self, class Others, class Visit>
+  static void visit_gradients(Self& call, Others& gradients, Visit visit) {
+    visit(Argument::dy, gradients.dy);
+    visit(Argument::residual, call.residual);
+    visit(Argument::weight, call.weight);
+    visit(Argument::rstd, call.rstd);
+    visit(Argument::mean_square, call.mean_square);
+    visit(Argument::d_residual, gradients.d_residual);
+    visit(Argument::dx, gradients.dx);
+    visit(Argument::dweight, gradients.dweight);
+    visit(Argument::dbias, gradients.dbias);
+    visit(Argument::d_mean_square, gradients.d_mean_square);
   }
 };
 

@@ -116,6 +116,12 @@ void define_bounds(nb::module_& m) {
       nb::arg("compute_dtype"), nb::arg("sums_floats"), nb::arg("count"));
 }
 
+nb::object interned(const char* text) {
+  PyObject* object = PyUnicode_InternFromString(text);
+  if (object == nullptr) throw nb::python_error();
+  return nb::steal(object);
+}
+
 void define_norms(nb::module_& m) {
   const nb::object none = nb::none();
   const Parameter x = {"x", "Array"}, residual = {"residual", "Array"}, dy = {"dy", "Array"},
@@ -131,7 +137,7 @@ void define_norms(nb::module_& m) {
                   dbias_out = {"dbias_out", "Array | None", none};
   const Parameter eps = {"eps", "float", nb::float_(1e-6)}, axis = {"axis", "int", nb::int_(-1)},
                   weight_offset = {"weight_offset", "float", nb::float_(0.0)},
-                  rounding = {"rounding", "Rounding", nb::str("once")},
+                  rounding = {"rounding", "Rounding", interned("once")},
                   partial = {"partial", "float", nb::float_(1.0)},
                   round_residual = {"round_residual", "bool", nb::bool_(true)},
                   out_dtype = {"out_dtype", "DTypeLike | None", none},

@@ -91,6 +91,9 @@ bool read_flag(nb::handle value, const char* name) {
 }
 
 Rounding read_rounding(nb::handle value) {
+  // The default, and what the compiler of Python makes of the word in a program, is this object.
+  static PyObject* const once = PyUnicode_InternFromString("once");
+  if (value.ptr() == once) return Rounding::once;
   if (!PyUnicode_Check(value.ptr()))
     raise(PyExc_TypeError, "rounding: expected a string, got %s", type_text(value).c_str());
   if (is(value, "once")) return Rounding::once;

@@ -9,6 +9,7 @@
 
 #include "../rmsnorm.hpp"
 #include "backward.hpp"
+#include "call_layout.hpp"
 #include "float_environment.hpp"
 #include "forward.hpp"
 #include "scalar.hpp"
@@ -49,30 +50,28 @@ inline Status check_call(std::int64_t begin, std::int64_t end, std::int64_t coun
   if (!choice.ok || !available(choice.isa)) return {Code::isa_unavailable, Argument::isa};
   return {};
 }
-inline Status check_rows(const ConstTensor& x, std::int32_t axis, std::int64_t row_begin,
-                         std::int64_t row_end, IsaChoice choice) {
-  return check_call(row_begin, row_end, row_count(x, axis), Argument::rows, choice);
-}
 
 inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
                           IsaChoice choice) {
   const FloatEnvironment environment;
-  Status status = check(p);
-  if (status.ok()) status = check_rows(p.x, p.axis, row_begin, row_end, choice);
+  RowLayout layout;
+  Status status = check_and_lay_out(p, &layout);
+  if (status.ok()) {
+    status = check_call(row_begin, row_end, layout.rows(), Argument::rows, choice);
+  }
   if (!status.ok() || row_begin == row_end) return status;
-  return forward_rows(p, row_begin, row_end, kernels(choice.isa));
+  return forward_rows(p, layout, row_begin, row_end, kernels(choice.isa));
 }
 
 inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
                               std::int64_t row_end, IsaChoice choice) {
   const FloatEnvironment environment;
-  Status status = check(p);
-  if (status.ok()) status = check_rows(p.x, p.axis, row_begin, row_end, choice);
+  RowLayout layout;
+  Status status = check_and_lay_out(p, &layout);
+  if (status.ok()) {
+    status = check_call(row_begin, row_end, layout.rows(), Argument::rows, choice);
+  }
   if (!status.ok() || row_begin == row_end) return status;
-  RowLayout layout(p.x, p.axis);
-  layout.add(role_x, p.x);
-  layout.add_per_row(role_mean_square, p.mean_square);
-  layout.merge_rows();
   const auto run = p.x.dtype == DType::f64 ? mean_square_rows<double> : mean_square_rows<float>;
   run(p, layout, row_begin, row_end, kernels(choice.isa));
   return status;

@@ -275,18 +275,8 @@ class Forward {
   alignas(64) C bias_[block];
 };
 
-inline Status forward_rows(const ForwardParams& p, std::int64_t row_begin, std::int64_t row_end,
-                           const KernelTable& table) {
-  RowLayout layout(p.x, p.axis);
-  layout.add(role_x, p.x);
-  layout.add(role_residual, p.residual);
-  layout.add(role_weight, p.weight);
-  layout.add(role_bias, p.bias);
-  layout.add(role_y, p.y);
-  layout.add(role_residual_out, p.residual_out);
-  layout.add_per_row(role_mean_square, p.mean_square);
-  layout.add_per_row(role_rstd, p.rstd);
-  layout.merge_rows();
+inline Status forward_rows(const ForwardParams& p, const RowLayout& layout, std::int64_t row_begin,
+                           std::int64_t row_end, const KernelTable& table) {
   // Rows without elements: nothing but rstd would be written.
   if (layout.n() == 0 && !p.rstd.present()) return {};
   if (compute_type(p) == DType::f64) {
