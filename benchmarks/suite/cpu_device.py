@@ -33,8 +33,8 @@ VALUES = 1 << 20
 TURN_BYTES, MOST_CALLS = 4 << 20, 64
 # Of the untimed calls of a warm turn, at most. A cache gives up what a neighbour left in it by and by:
 # 8 MiB after one that wrote several arrays as large take twice the time in the first call, 1.4 in the
-# second, 1.1 in the third, and are within 1 % from the ninth on (Zen 5, 32 MiB). The time is for what is
-# no matter of calls, such as a core's clock, which some instructions lower for as long.
+# second, 1.1 in the third, and with most are within 1 % from the ninth on (Zen 5, 32 MiB). The time is
+# for what is no matter of calls, such as a core's clock, which some instructions lower for as long.
 SETTLING_CALLS, SETTLING_SECONDS = 12, 1e-3
 # All tensors of a cold case are this many times as large as the last-level cache. Caches that are gone
 # round keep some lines for long: with twice their size a pass with plain stores still finds so much that
