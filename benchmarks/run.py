@@ -1,6 +1,6 @@
 """Benchmarks of this library against a copy of the same bytes and against what else is installed.
 
-    python benchmarks/run.py --json results.json --plots figures      # the CPU, ten minutes
+    python benchmarks/run.py --json results.json --plots figures      # the CPU, twenty minutes
     python benchmarks/run.py --quick --operations forward --dtypes bf16 --threads 1
     python benchmarks/run.py --device cuda --json cuda.json
     python benchmarks/run.py --show results.json --plots figures
@@ -73,7 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", nargs="+", type=int, help="(CPU) default: 1, and one for each CPU")
     add("--quick", action="store_true", help="(CPU) fewer shapes and rounds")
     add("--rounds", type=int, help="at most (default: 51; CUDA 15)")
-    add("--seconds", type=float, default=1200, help="start no other case after this time")
+    add("--seconds", type=float, default=3600, help="start no other case after this time")
     add("--json", type=Path, help="write the results to this file")
     add("--plots", type=Path, metavar="FOLDER", help="draw them, as SVG and PNG")
     add("--show", type=Path, metavar="JSON", help="measure nothing, show this file")
@@ -169,7 +169,7 @@ def save(record: Record, options: argparse.Namespace) -> None:
 def measure_part(options: argparse.Namespace) -> None:
     from suite.cpu_device import Host
 
-    most, seconds = (9, 0.1) if options.quick else (51, 0.6)
+    most, seconds = (9, 0.1) if options.quick else (51, 1.2)
     most = options.rounds or most
     device = Host(options.threads[0], options.cpus, seconds, (min(5, most), most))
     record = new_record()

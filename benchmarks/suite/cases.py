@@ -43,7 +43,7 @@ class Case:
     n: int
     layout: str = CONTIGUOUS
     # "warm": always the same tensors, in the nearest cache that holds them. "cold": tensors that went
-    # through the caches longest ago, of as many as the last-level cache cannot hold.
+    # through the caches longest ago, of many more than the last-level cache can hold.
     cache: str = "warm"
     peers: bool = field(default=True, compare=False)
 
@@ -119,9 +119,15 @@ def make_tensors(case: Case, weight: Any, filled: Make, empty: Make) -> Tensors:
 Shapes = tuple[tuple[int, int], ...]
 
 # The shapes of the goals: in and out of the caches, short and long rows.
-LARGE_SHAPES: Shapes = ((256, 4096), (4096, 4096), (16384, 128), (64, 65536))
+LARGE_SHAPES: Shapes = (
+    *((256, 4096), (4096, 4096), (16384, 128), (64, 65536)),
+    # Heads of other sizes, and as many rows of 4096 as just fill a second level or do not.
+    *((4096, 128), (16384, 64), (16384, 256), (64, 4096)),
+)
+# Of --quick: long rows, and short ones, which take another way through the kernels.
+QUICK_SHAPES: Shapes = ((256, 4096), (16384, 128))
 # Decoding: what a step of generation hands over is in the cache, so it is not measured cold.
-DECODE_SHAPES: Shapes = ((1, 4096), (4, 4096), (16, 4096), (64, 4096))
+DECODE_SHAPES: Shapes = ((1, 4096), (4, 4096), (16, 4096))
 # q/k-norm of (tokens * heads, head size).
 QKV_SHAPES: Shapes = ((32, 128), (512, 128), (16384, 128), (16384, 64), (16384, 256))
 # Measured unless others are named.
@@ -131,10 +137,10 @@ DTYPES = ("f32", "bf16", "f16")
 def cpu_grid(
     dtypes: list[str], shapes: list[tuple[int, int]] | None, quick: bool
 ) -> Iterator[Case]:
-    """The grid, or with `shapes` these in place of its shapes; quick: without two thirds of it."""
+    """The grid, or with `shapes` these in place of its shapes; quick: a quarter of it."""
     large, decode, qkv = (LARGE_SHAPES, DECODE_SHAPES, QKV_SHAPES)
     if quick:
-        large, decode, qkv = large[:1], decode[:1], qkv[2:3]
+        large, decode, qkv = QUICK_SHAPES, decode[:1], qkv[2:3]
     if shapes:
         large, decode, qkv = tuple(shapes), (), tuple(s for s in shapes if s[0] % HEADS == 0)
     for operation in OPERATIONS:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -17,8 +15,7 @@ import rmsnorm
 from . import machine
 from .cases import Case, Tensors, make_tensors
 from .contenders import Bound
-
-Call = Callable[[], object]
+from .turns import Call, Turn, rounds_of
 
 DTYPES: dict[str, Any] = {
     "f32": np.float32,
@@ -31,8 +28,23 @@ DTYPES: dict[str, Any] = {
 PAGE, INTO_PAGE = 4096, 64
 # The values of all tensors are taken from this many, each from another place on.
 VALUES = 1 << 20
-# Of a turn: a hundred microseconds or so, against which the clock's 0.1 us are nothing.
+# Of the timed calls of a turn: a hundred microseconds or so, against which the clock's 0.1 us are
+# nothing.
 TURN_BYTES, MOST_CALLS = 4 << 20, 64
+# Of the untimed calls of a warm turn, at most. A cache gives up what a neighbour left in it by and by:
+# 8 MiB after one that wrote several arrays as large take twice the time in the first call, 1.4 in the
+# second, 1.1 in the third, and with most are within 1 % from the ninth on (Zen 5, 32 MiB). The time is
+# for what is no matter of calls, such as a core's clock, which some instructions lower for as long.
+SETTLING_CALLS, SETTLING_SECONDS = 12, 1e-3
+# All tensors of a cold case are this many times as large as the last-level cache. Caches that are gone
+# round keep some lines for long: with twice their size a pass with plain stores still finds so much that
+# it takes 0.7 of the time, with four times 0.9 (Zen 5, 32 MiB). And who stores past the caches fills
+# them with half of the bytes only, those that are read.
+COLD_CACHES = 8
+# That is enough of them where virtual machines name the cache of a whole host, or else twice the cache.
+ENOUGH_COLD_BYTES, LEAST_COLD_CACHES = 1 << 30, 2
+# Timed are as many calls as untimed ones over this, at least, since those have been paid for.
+TIMED_SHARE = 4
 # Longer than idle threads of a thread pool look out for work, see GOMP_SPINCOUNT in run.py: whoever
 # had the last turn has then left the cores.
 SETTLE_SECONDS = 2e-3
@@ -61,14 +73,9 @@ class Arena:
         return self.bytes[first : self.used].view(dtype).reshape(shape)
 
 
-def turn(calls: list[Call], position: int, count: int) -> float:
-    """Microseconds of a call, of `count` after one that wakes threads and loads code."""
-    wake, *timed = (calls[(position + i) % len(calls)] for i in range(count + 1))
-    wake()
-    start = time.perf_counter()
-    for call in timed:
-        call()
-    return (time.perf_counter() - start) / count * 1e6
+def cold_bytes(cache: int, memory: int) -> int:
+    wanted = min(COLD_CACHES * cache, max(LEAST_COLD_CACHES * cache, ENOUGH_COLD_BYTES))
+    return min(wanted, memory // 4)
 
 
 class Host:
@@ -83,8 +90,7 @@ class Host:
         self.arena = Arena()
         self.cpus = cpus
         self.bind(cpus)
-        self.random = random.Random(0)
-        self.cold_bytes = min(2 * machine.last_level_cache_bytes(), machine.memory_bytes() // 4)
+        self.cold_bytes = cold_bytes(machine.last_level_cache_bytes(), machine.memory_bytes())
         rmsnorm.set_num_threads(threads)
 
     def bind(self, cpus: list[int]) -> None:
@@ -98,7 +104,7 @@ class Host:
             os.sched_setaffinity(0, cpus)
 
     def set_count(self, case: Case) -> int:
-        """Cold: twice the last-level cache goes by before a tensor's next turn."""
+        """Cold: a multiple of the last-level cache goes by before a tensor's next turn."""
         return 1 if case.cache == "warm" else max(2, -(-self.cold_bytes // case.bytes))
 
     def make_sets(self, case: Case) -> list[Tensors]:
@@ -133,29 +139,34 @@ class Host:
         self.bind(self.cpus)
         return [each.call for each in bound]
 
+    def turn(self, case: Case) -> Turn:
+        """Warm, after untimed calls that move several times the bytes of the last-level cache, if not
+        after many. Cold, after one on each set, so that no tensor was last touched, and no line in the
+        caches was left to be written, by someone else."""
+        if case.cache == "warm":
+            untimed = min(SETTLING_CALLS, max(2, -(-self.cold_bytes // 2 // case.bytes)))
+        else:
+            untimed = self.set_count(case)
+        timed = max(1, min(MOST_CALLS, TURN_BYTES // case.bytes), untimed // TIMED_SHARE)
+        return Turn(untimed, SETTLING_SECONDS, timed)
+
+    def settle(self) -> None:
+        if self.threads > 1:
+            time.sleep(SETTLE_SECONDS)
+
     def sample(self, case: Case, runners: dict[str, list[Call]]) -> dict[str, list[float]]:
         """In each round a turn of each, in another order, until the time of the case is over."""
-        calls = max(1, min(MOST_CALLS, TURN_BYTES // case.bytes))
-        samples: dict[str, list[float]] = {name: [] for name in runners}
-        order = list(runners)
-        # The first set was used last, by the checks of the results.
-        position, rounds = 1, 0
         deadline = time.monotonic() + self.seconds_per_case
+
+        def go_on(rounds: int) -> bool:
+            in_time = rounds < self.most_rounds and time.monotonic() < deadline
+            return rounds < self.least_rounds or in_time
+
         self.bind(self.cpus[:1])
         gc.collect()
         gc.disable()
         try:
-            while rounds < self.least_rounds or (
-                rounds < self.most_rounds and time.monotonic() < deadline
-            ):
-                self.random.shuffle(order)
-                for name in order:
-                    if self.threads > 1:
-                        time.sleep(SETTLE_SECONDS)
-                    samples[name].append(turn(runners[name], position, calls))
-                    position += calls + 1
-                rounds += 1
+            return rounds_of(runners, self.turn(case), go_on, self.settle)
         finally:
             gc.enable()
             self.bind(self.cpus)
-        return samples

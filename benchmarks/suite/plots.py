@@ -21,7 +21,13 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
 # The same in every figure. This library's is drawn thick and last.
-COLOURS = dict(zip([OURS, *PEERS], ["black", *matplotlib.color_sequences["tab10"]], strict=True))
+COLOURS = dict(
+    zip(
+        [OURS, *PEERS],
+        ["black", *matplotlib.color_sequences["tab10"], "navy", "gold"],
+        strict=True,
+    )
+)
 # By row length, shortest first.
 MARKERS = "v^sDoPX*<>"
 PANEL_INCHES = (4.2, 3.0)

@@ -16,12 +16,12 @@ from .contenders import ALL, COPIES, OURS, PEERS
 Result = dict[str, Any]
 
 # Of the tables with all peers; a terminal that is narrower breaks their lines.
-LEAST_WIDTH = 132
+LEAST_WIDTH = 150
 LABELS = {contender.label for contender in PEERS.values()}
 NOTE = "us, GB/s: of rmsnorm with out given. Under each peer: its time over that."
 NOTE_CPU = """\
-torch and JAX allocate their results, in memory that they have just freed and that is in the cache: below,
-rmsnorm without out is held beside them.\
+torch, JAX and ZenDNN allocate their results, in memory that they have just freed and that is in the cache:
+below, rmsnorm without out is held beside them.\
 """
 
 
@@ -96,7 +96,10 @@ def calls_table(costs: list[dict[str, Any]]) -> Table:
 def machine_line(record: records.Record) -> str:
     machine = record["machine"]
     caches = ", ".join(f"{name} {size(count)}" for name, count in machine["caches"].items())
-    place = f"{machine['cpu']}, {machine['cpus']} CPUs, {caches}, {machine['isa']}"
+    # Files of before have none.
+    kind = machine.get("microarchitecture")
+    name = f"{machine['cpu']} ({kind})" if kind else machine["cpu"]
+    place = f"{name}, {machine['cpus']} CPUs, {caches}, {machine['isa']}"
     return f"{machine['gpu']}, {place}" if "gpu" in machine else place
 
 

@@ -1,6 +1,7 @@
 """The benchmark's one command: what it writes, whom it leaves out, and what it calls a regression."""
 
 import copy
+import itertools
 import json
 import os
 import pathlib
@@ -13,6 +14,9 @@ import rmsnorm
 RUN = pathlib.Path(__file__).parents[2] / "benchmarks" / "run.py"
 OPERATIONS = ["forward", "add"] + ["backward"] * hasattr(rmsnorm, "rms_norm_backward")
 LIBRARIES = {"rmsnorm", "copy", "rmsnorm-new", "torch"}
+
+sys.path.append(str(RUN.parent))
+from suite import cases, cpu_device, machine, turns
 
 
 def run(*arguments, **environment):
@@ -32,10 +36,11 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
     ran = run(
         *("--quick", "--shapes", "32x64", "--dtypes", "bf16", "--threads", 1, "--cache", "warm"),
-        # oneDNN is looked for where it is not.
-        *("--peers", "rmsnorm-new", "torch", "onednn"),
+        # oneDNN and ggml are looked for where they are not.
+        *("--peers", "rmsnorm-new", "torch", "onednn", "ggml"),
         *("--json", folder / "new.json", "--plots", folder),
         DNNL_LIBRARY=str(folder / "no_library.so"),
+        GGML_LIBRARY=str(folder / "no_ggml.so"),
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder, ran.stdout
@@ -58,9 +63,13 @@ def test_record(results):
     assert record["machine"]["isa"] == rmsnorm.info()["cpu_isa"]
     assert record["machine"]["versions"]["rmsnorm"] == rmsnorm.__version__
     assert record["machine"]["cpu"] and record["machine"]["cpus"] >= 1
+    assert record["machine"]["cpu_id"] == machine.cpu_id()
+    assert record["machine"]["microarchitecture"] == machine.microarchitecture(machine.cpu_id())
     assert record["not_measured"] == []
     assert "no_library.so" in record["unavailable"]["onednn"]
     assert "not installed: oneDNN" in printed
+    assert "build_ggml.py" in record["unavailable"]["ggml"]
+    assert "not installed: ggml (no no_ggml.so" in printed
 
     measured = [(result["operation"], result["layout"]) for result in record["results"]]
     expected = [(operation, "contiguous") for operation in OPERATIONS]
@@ -200,6 +209,165 @@ def test_wrong_results_are_not_timed(tmp_path):
     (result,) = json.loads((tmp_path / "new.json").read_text())["results"]
     assert set(result["times"]) == {"rmsnorm", "copy"}
     assert "y is off by" in result["left_out"]["rmsnorm-new"]
+
+
+def test_peers_that_are_built_for_it_take_part(tmp_path):
+    """Those that no dependency of the tests brings, where they are."""
+    ran = run(
+        *("--quick", "--shapes", "32x64", "--dtypes", "f32", "--threads", 1, "--cache", "warm"),
+        *("--operations", "forward", "add", "--peers", "onednn", "ggml", "zendnn"),
+        *("--json", tmp_path / "new.json"),
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    record = json.loads((tmp_path / "new.json").read_text())
+    there = {"onednn", "ggml", "zendnn"} - set(record["unavailable"])
+    forward, packed, add = record["results"]
+    assert there <= set(forward["times"])
+    # Both ways to lie in memory, and both results.
+    assert there & {"ggml"} == set(packed["times"]) & {"ggml"} == set(add["times"]) & {"ggml"}
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_everybody_follows_everybody_equally_often(count):
+    names = [str(i) for i in range(count)]
+    orders = [turns.order_of_round(names, index) for index in range(2 * count)]
+    assert all(sorted(order) == names for order in orders)
+    neighbours = [pair for order in orders for pair in itertools.pairwise(order)]
+    expected = itertools.permutations(names, 2)
+    assert sorted(neighbours) == sorted(pair for pair in expected for _ in range(2))
+
+
+class PretendedMachine:
+    """A call takes a second, and ten more if it has to pay for what others did.
+
+    It has where someone else was the last to touch its tensors, or one of the `kept` calls before was
+    someone else's, of which the caches still hold something.
+    """
+
+    def __init__(self, sets, kept):
+        self.now = 0.0
+        self.kept = kept
+        self.calls = []
+        self.last_of_set = [None] * sets
+
+    def call(self, name, index):
+        others = [each for each, _ in self.calls[-self.kept :] if each != name]
+        strange = self.last_of_set[index] not in (None, name)
+        self.now += 11.0 if others or strange else 1.0
+        self.last_of_set[index] = name
+        self.calls.append((name, index))
+
+    def runners(self, names):
+        def calls_of(name):
+            return [lambda i=i: self.call(name, i) for i in range(len(self.last_of_set))]
+
+        return {name: calls_of(name) for name in names}
+
+    def samples(self, turn, names, rounds):
+        return turns.rounds_of(
+            self.runners(names), turn, lambda done: done < rounds, clock=lambda: self.now
+        )
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_nobody_pays_for_the_neighbour(cache):
+    sets, kept = (1, cpu_device.SETTLING_CALLS) if cache == "warm" else (5, 5)
+    names = list("abcd")
+    untimed = cpu_device.SETTLING_CALLS if cache == "warm" else sets
+    turn = turns.Turn(untimed, 0.0, 2)
+    samples = PretendedMachine(sets, kept).samples(turn, names, 8)
+    assert samples == {name: [1e6] * 8 for name in names}
+    # With fewer untimed calls they would, so that this test could fail.
+    hasty = PretendedMachine(sets, kept).samples(turns.Turn(1, 0.0, 2), names, 8)
+    assert max(itertools.chain(*hasty.values())) > 1e6
+
+
+def test_turns_are_of_calls_in_a_row():
+    pretended = PretendedMachine(sets=3, kept=0)
+    before = []
+    samples = turns.rounds_of(
+        pretended.runners("ab"),
+        turns.Turn(untimed=2, seconds=3.5, timed=2),
+        lambda done: done < 2,
+        lambda: before.append(len(pretended.calls)),
+        lambda: pretended.now,
+    )
+    assert {name: len(times) for name, times in samples.items()} == {"a": 2, "b": 2}
+    # The first has nobody's tensors: four untimed calls of a second. The others have two at least, which
+    # take more than 3.5 seconds where a tensor was someone else's.
+    assert before[:2] == [0, 6]
+    steps = [index for _, index in pretended.calls]
+    assert steps == [i % 3 for i in range(len(steps))]
+    lengths = [len(list(group)) for _, group in itertools.groupby(n for n, _ in pretended.calls)]
+    assert sum(lengths) == len(steps) and min(lengths) >= 4
+
+
+def test_what_is_cold_and_for_how_long():
+    mib = 1 << 20
+    assert cpu_device.cold_bytes(32 * mib, 64 << 30) == 256 * mib
+    assert cpu_device.cold_bytes(480 * mib, 64 << 30) == 1 << 30
+    assert cpu_device.cold_bytes(1024 * mib, 64 << 30) == 2 << 30
+    assert cpu_device.cold_bytes(32 * mib, 512 * mib) == 128 * mib
+    threads = rmsnorm.get_num_threads()
+    try:
+        host = cpu_device.Host(1, machine.cpus(), 0.1, (1, 1))
+        for case in cases.cpu_grid(list(cases.DTYPES), None, quick=False):
+            turn, sets = host.turn(case), host.set_count(case)
+            assert turn.timed >= 1 and turn.seconds > 0
+            if case.cache == "warm":
+                moved = turn.untimed * case.bytes
+                assert sets == 1 and turn.untimed >= 2
+                assert turn.untimed == cpu_device.SETTLING_CALLS or moved >= host.cold_bytes // 2
+            else:
+                assert sets * case.bytes >= host.cold_bytes and turn.untimed == sets >= 2
+    finally:
+        rmsnorm.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("operation", ["forward", "add", "backward"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_grid(operation, dtype):
+    def shapes(cache, quick):
+        grid = cases.cpu_grid([dtype], None, quick)
+        return [
+            (case.rows, case.n)
+            for case in grid
+            if (case.operation, case.layout, case.cache) == (operation, "contiguous", cache)
+        ]
+
+    wanted = {(4096, 128), (16384, 64), (16384, 128), (16384, 256), (64, 4096), (256, 4096)}
+    assert wanted <= set(shapes("warm", quick=False)) & set(shapes("cold", quick=False))
+    for cache in ("warm", "cold"):
+        whole = shapes(cache, quick=False)
+        assert len(whole) == len(set(whole)), "no case twice"
+        assert set(shapes(cache, quick=True)) < set(whole)
+
+
+@pytest.mark.parametrize(
+    "vendor, family, model, stepping, name",
+    [
+        ("AuthenticAMD", 0x17, 0x31, 0, "Zen 2"),
+        ("AuthenticAMD", 25, 1, 1, "Zen 3"),
+        ("AuthenticAMD", 25, 0x11, 1, "Zen 4"),
+        ("AuthenticAMD", 25, 0xA0, 2, "Zen 4"),
+        ("AuthenticAMD", 26, 2, 1, "Zen 5"),
+        ("GenuineIntel", 6, 85, 4, "Skylake"),
+        ("GenuineIntel", 6, 85, 7, "Cascade Lake"),
+        ("GenuineIntel", 6, 106, 6, "Ice Lake"),
+        ("GenuineIntel", 6, 143, 8, "Sapphire Rapids"),
+        ("GenuineIntel", 6, 207, 2, "Emerald Rapids"),
+        ("GenuineIntel", 6, 173, 1, "Granite Rapids"),
+        ("GenuineIntel", 6, 1, 1, ""),
+        ("AuthenticAMD", 99, 1, 1, ""),
+    ],
+)
+def test_microarchitecture(vendor, family, model, stepping, name):
+    identity = {"vendor": vendor, "family": family, "model": model, "stepping": stepping}
+    assert machine.microarchitecture(identity) == name
+
+
+def test_microarchitecture_of_what_says_nothing():
+    assert machine.microarchitecture({}) == ""
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ PEERS = {
     "onednn": Contender("oneDNN", "by_onednn:prepare", CPU),
     "openvino": Contender("OpenVINO", "by_openvino:prepare", CPU),
     "jax": Contender("JAX", "by_jax:prepare", CPU, allocates=True),
+    "ggml": Contender("ggml", "by_ggml:prepare", CPU),
+    "zendnn": Contender("ZenDNN", "by_zendnn:prepare", CPU, allocates=True),
     "liger": Contender("Liger", "by_cuda_libraries:liger", CUDA),
     "quack": Contender("QuACK", "by_cuda_libraries:quack", CUDA),
     "flashinfer": Contender("FlashInfer", "by_cuda_libraries:flashinfer", CUDA),
