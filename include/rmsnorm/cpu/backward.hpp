@@ -53,8 +53,10 @@ class Backward {
     choose_kernels(table);
     const std::int64_t row_bytes =
         layout.n() * (size_in_bytes(p.x.dtype) + size_in_bytes(p.dy.dtype));
-    group_ =
-        traffic_.rows_of_group(row_bytes, p.x.dtype, shares_sums(p.x.dtype, layout.n()) ? 2 : 1);
+    const Traffic::Walk walk =
+        traffic_.gradient_walk(row_bytes, p.x.dtype, shares_sums(p.x.dtype, layout.n()) ? 2 : 1);
+    group_ = walk.group;
+    rows_.fetches = walk.fetches;
   }
 
   void run(std::int64_t block_begin, std::int64_t block_end) {
@@ -147,7 +149,7 @@ class Backward {
     rows_.rows = rows;
     rows_.rstd = rstd;
     rows_.correlations = correlations;
-    rows_.next = traffic_.next_rows(cursor, rows, left, role_dy, role_x);
+    if (rows_.fetches) rows_.next = traffic_.next_rows(cursor, rows, left, role_dy, role_x);
     correlate_(rows_);
     differentiate_(rows_);
   }

@@ -42,7 +42,7 @@ class Forward {
     RowCursor cursor(layout_, row_begin);
     set_strides(cursor);
     rows_.streams = norm_ != nullptr && traffic_.streams(row_end - 1);
-    const Traffic::Walk walk = traffic_.walk(layout_.n(), normalised_dtype_, rows_.streams);
+    const Traffic::Walk walk = traffic_.walk(layout_.n(), normalised_dtype_, adds_, rows_.streams);
     rows_.walk = walk.order;
     rows_.group = walk.group;
     rows_.fetches = walk.fetches;

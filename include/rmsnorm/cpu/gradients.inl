@@ -59,38 +59,32 @@ inline void correlate_step(ProductLanes<C>& acc, const GradientRow<T, W>& row, s
   });
 }
 
-template <class T, class W>
-inline EightLanes correlation_of_row(const GradientRows& a, std::int64_t r) {
-  using C = typename Compute<T>::scalar;
-  using Accumulator = ProductLanes<C>;
-  const auto row = GradientRow<T, W>::of(a, r);
-  const auto offset = splat(static_cast<C>(a.offset));
-  const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
-  EightLanes sum = Accumulator::nothing();
-  sum_blocks<Accumulator>(
-      a.n, &sum,
-      [&a, &f, &row](Accumulator& acc, std::int64_t i) {
-        fetch(row.dy + i, a.dy_ahead);
-        fetch(row.x + i, a.x_ahead);
-        correlate_step(acc, row, i, lanes, f);
-      },
-      [&f, &row](Accumulator& acc, std::int64_t i, std::int64_t left) {
-        correlate_step(acc, row, i, left, f);
-      });
-  return sum;
-}
-
 // Copied, since a compiler has to read `rows` again after every store.
 template <class T, class W>
 RMSNORM_KERNEL void correlate(const GradientRows& rows) {
+  using C = typename Compute<T>::scalar;
+  using Accumulator = ProductLanes<C>;
   const GradientRows a = rows;
-  for_rows_together<EightLanes>(
-      a.rows, [&a](std::int64_t r) { return correlation_of_row<T, W>(a, r); },
-      [&a](std::int64_t r, const EightLanes(&sums)[rows_together], std::int64_t) {
-        const f64v mean = divide(totals(sums), splat(static_cast<double>(a.n)));
-        const bool is_float = sizeof(typename Compute<T>::scalar) == sizeof(float);
-        store(a.correlations + r, is_float ? rounded_to_float(mean) : mean);
-      });
+  const auto offset = splat(static_cast<C>(a.offset));
+  for (std::int64_t r = 0; r < a.rows; ++r) {
+    const auto row = GradientRow<T, W>::of(a, r);
+    const RowFactors<C> f = {splat(static_cast<C>(a.rstd[r])), offset, offset};
+    EightLanes sum = Accumulator::nothing();
+    sum_blocks<Accumulator>(
+        a.n, &sum,
+        [&a, &f, &row](Accumulator& acc, std::int64_t i) {
+          if (a.fetches) {
+            fetch(row.dy + i, a.dy_ahead);
+            fetch(row.x + i, a.x_ahead);
+          }
+          correlate_step(acc, row, i, lanes, f);
+        },
+        [&f, &row](Accumulator& acc, std::int64_t i, std::int64_t left) {
+          correlate_step(acc, row, i, left, f);
+        });
+    const double mean = row_total(sum.v) / static_cast<double>(a.n);
+    a.correlations[r] = static_cast<double>(static_cast<C>(mean));
+  }
 }
 
 // Adds to one register of sums.
@@ -180,6 +174,7 @@ inline void differentiate_rows(const GradientRows& a, std::int64_t first) {
       [&](std::int64_t i) {
         for_each_register<rows>([&](int k) {
           if constexpr (streams || fetches_next<T>) next[k].template fetch<T>(i);
+          if (!a.fetches) return;
           if constexpr (!streams) fetch_to_write(row[k].dx + i, a.dx_ahead);
           if (row[k].d_residual != nullptr) fetch(row[k].d_residual + i, a.d_residual_ahead);
         });

@@ -188,14 +188,15 @@ struct GradientRows {
   std::int64_t dy_ahead, x_ahead, d_residual_ahead, dx_ahead;
   std::int64_t n, rows;
   const double* rstd;
-  // c of each row, the sum of g * xhat over n, rounded to C; places as those that measure() fills.
+  // c of each row, the sum of g * xhat over n, rounded to C.
   double* correlations;
   double offset;
   // To which dy * xhat and dy are added, n elements of the compute type padded to whole sets of
   // lanes, 64-byte aligned; null: not wanted.
   char* dweight;
   char* dbias;
-  bool streams;  // dx
+  bool fetches = true;  // what is `ahead`
+  bool streams;         // dx
   NextRows next;
 };
 using GradientKernel = void (*)(const GradientRows& a);

@@ -479,14 +479,17 @@ struct AccumulatorOf<double> {
 // step(acc, i) adds the squares of 32 elements, rest(acc, i, n) those of the last n < 32.
 template <class Accumulator, class Step, class Rest>
 inline void sum_blocks(std::int64_t n, typename Accumulator::Sum* sum, Step step, Rest rest) {
-  for (std::int64_t i = 0; i < n;) {
-    const std::int64_t end = n - i < block ? n : i + block;
+  std::int64_t i = 0;
+  for (; i + block <= n; i += block) {
     Accumulator acc(*sum);
-    for (; i + lanes <= end; i += lanes) step(acc, i);
-    if (i < end) rest(acc, i, end - i);
-    i = end;
+    for (int j = 0; j < block; j += lanes) step(acc, i + j);
     acc.flush(sum);
   }
+  if (i == n) return;
+  Accumulator acc(*sum);
+  for (; i + lanes <= n; i += lanes) step(acc, i);
+  if (i < n) rest(acc, i, n - i);
+  acc.flush(sum);
 }
 
 // The squares of the last elements of a row, fewer than 32, of which `left` are there.
@@ -543,6 +546,20 @@ inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out, st
     if constexpr (sizeof(T) < sizeof(C)) s = load_two<order>(out + i, count);
     acc.take(k, s);
   });
+}
+
+// The last elements of a row, fewer than 32, as a call: see take_rest_apart().
+template <class Accumulator, class T>
+RMSNORM_KERNEL_PART void add_rest_from_memory(Accumulator* acc, const T* x, const T* residual,
+                                              T* out, std::int64_t left) {
+  add_step(*acc, x, residual, out, left);
+}
+template <class Accumulator, class T>
+inline void add_rest_apart(Accumulator& acc, const T* x, const T* residual, T* out,
+                           std::int64_t left) {
+  Accumulator copy = acc;
+  add_rest_from_memory(&copy, x, residual, out, left);
+  acc = copy;
 }
 
 // x + residual of elements first ... last-1 of a row, and the sum of its squares.

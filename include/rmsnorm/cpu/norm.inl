@@ -36,7 +36,8 @@ template <int rows, class T, class W, bool round_before>
 class Products {
  public:
   Products(const NormRows& a, std::int64_t first, const double* rstd)
-      : w_(reinterpret_cast<const W*>(a.w + first * a.w_stride)),
+      : first_(first),
+        w_(reinterpret_cast<const W*>(a.w + first * a.w_stride)),
         offset_(splat(static_cast<C>(a.offset))) {
     const bool adds = a.residual != nullptr;
     const char* x = adds ? a.out : a.x;
@@ -76,6 +77,15 @@ class Products {
       pair<true, false>(begin + k * 2 * Lanes<C>::width, count);
     });
   }
+  // What is read in place of these rows by the next group.
+  void fetch_next_rows(const NormRows& a, std::int64_t i) const {
+    for_each_register<rows>([&](int r) {
+      const std::int64_t next = first_ + r + a.group;
+      fetch(reinterpret_cast<const T*>(a.x + next * a.x_stride) + i, 0);
+      if (a.residual == nullptr) return;
+      fetch(reinterpret_cast<const T*>(a.residual + next * a.residual_stride) + i, 0);
+    });
+  }
   void fetch_y(std::int64_t i, std::int64_t ahead) const {
     for_each_register<rows>([&](int r) { fetch_to_write(y_[r] + i, ahead); });
   }
@@ -85,13 +95,13 @@ class Products {
   void all(const NormRows& a) const {
     const std::int64_t full = a.n / lanes * lanes;
     if (a.streams) {
-      for (std::int64_t i = 0; i < full; i += lanes) set<true, true>(i);
-    } else if (a.fetches) {
-      const std::int64_t next = a.group * a.x_stride;
       for (std::int64_t i = 0; i < full; i += lanes) {
-        for_each_register<rows>([&](int r) {
-          if constexpr (fetches_next<T>) fetch(x_[r] + i, next);
-        });
+        if (fetches_next<T> && a.fetches) fetch_next_rows(a, i);
+        set<true, true>(i);
+      }
+    } else if (a.fetches) {
+      for (std::int64_t i = 0; i < full; i += lanes) {
+        if constexpr (fetches_next<T>) fetch_next_rows(a, i);
         fetch_y(i, a.y_ahead);
         set<true, false>(i);
       }
@@ -107,6 +117,7 @@ class Products {
   using C = typename Compute<T>::scalar;
   using V = typename Compute<T>::vector;
 
+  std::int64_t first_;
   const T* x_[rows];
   T* y_[rows];
   V rstd_[rows];
@@ -189,12 +200,6 @@ inline bool find_rstd(const NormRows& a, std::int64_t first, std::int64_t rows, 
   return find_given_roots<T>(a, first, rows, rstd);
 }
 
-template <class T>
-RMSNORM_KERNEL_PART bool find_root_of_row(const NormRows& a, std::int64_t r, double* rstd) {
-  double v;
-  return find_root(sum_of_row<T>(a, r), static_cast<double>(a.counted), a.eps, &v, rstd);
-}
-
 // Of the rows from `begin` on.
 template <class T, class W, bool round_before>
 inline NormProgress norm_groups(const NormRows& a, std::int64_t begin) {
@@ -217,88 +222,131 @@ inline NormProgress norm_groups(const NormRows& a, std::int64_t begin) {
   }
 }
 
-// The accumulators of rows that are summed at once.
-template <class T, int rows>
-class RowAccumulators {
+// Rows that are summed at once, with their residuals where `adds`.
+template <bool adds, int rows, class T>
+class SummedRows {
  public:
   using Accumulator = typename AccumulatorOf<T>::type;
+  // Of all of them.
   struct Sum {
     SumOf<T> of[rows];
   };
+  class Accumulators {
+   public:
+    explicit Accumulators(const Sum& sum) {
+      for_each_register<rows>([&](int k) { of[k] = Accumulator(sum.of[k]); });
+    }
+    void flush(Sum* sum) const {
+      for_each_register<rows>([&](int k) { of[k].flush(&sum->of[k]); });
+    }
+    using Sum = SummedRows::Sum;
+    Accumulator of[rows];
+  };
+
+  SummedRows(const NormRows& a, std::int64_t first) {
+    for_each_register<rows>([&](int k) {
+      x_[k] = reinterpret_cast<const T*>(a.x + (first + k) * a.x_stride);
+      if constexpr (adds) {
+        residual_[k] = reinterpret_cast<const T*>(a.residual + (first + k) * a.residual_stride);
+        out_[k] = reinterpret_cast<T*>(a.out + (first + k) * a.out_stride);
+      }
+    });
+  }
   static Sum nothing() {
     Sum sum;
-    for_each_register<rows>([&sum](int r) { sum.of[r] = Accumulator::nothing(); });
+    for_each_register<rows>([&sum](int k) { sum.of[k] = Accumulator::nothing(); });
     return sum;
   }
-
-  explicit RowAccumulators(const Sum& sum) {
-    for_each_register<rows>([&](int r) { acc_[r] = Accumulator(sum.of[r]); });
+  void take_set(Accumulators& acc, std::int64_t i) const {
+    for_each_register<rows>([&](int k) {
+      if constexpr (adds) {
+        add_step(acc.of[k], x_[k] + i, residual_[k] + i, out_[k] + i, lanes);
+      } else {
+        acc.of[k].take_set(x_[k] + i);
+      }
+    });
   }
-  void take_set(const T* const (&x)[rows], std::int64_t i) {
-    for_each_register<rows>([&](int r) { acc_[r].take_set(x[r] + i); });
+  void take_rest(Accumulators& acc, std::int64_t i, std::int64_t left) const {
+    for_each_register<rows>([&](int k) {
+      if constexpr (adds) {
+        add_rest_apart(acc.of[k], x_[k] + i, residual_[k] + i, out_[k] + i, left);
+      } else {
+        take_rest_apart(acc.of[k], x_[k] + i, left);
+      }
+    });
   }
-  void take_last(const T* const (&x)[rows], std::int64_t i, std::int64_t left) {
-    for_each_register<rows>([&](int r) { take_rest_apart(acc_[r], x[r] + i, left); });
-  }
-  void flush(Sum* sum) const {
-    for_each_register<rows>([&](int r) { acc_[r].flush(&sum->of[r]); });
+  void fetch_ahead(const NormRows& a, std::int64_t i) const {
+    for_each_register<rows>([&](int k) {
+      fetch(x_[k] + i, a.x_ahead);
+      if constexpr (adds) {
+        fetch(residual_[k] + i, a.residual_ahead);
+        fetch_to_write(out_[k] + i, a.out_ahead);
+      }
+    });
   }
 
  private:
-  Accumulator acc_[rows];
+  const T* x_[rows];
+  const T* residual_[rows];
+  T* out_[rows];
 };
 
 // What the loops over sets are made for, besides dtypes.
-template <bool adds, bool ahead, bool past>
+template <bool with_residual, bool with_offset, bool ahead, bool past>
 struct SetOptions {
-  static constexpr bool adds_offset = adds;
+  static constexpr bool adds = with_residual;
+  static constexpr bool adds_offset = with_offset;
   static constexpr bool fetches = ahead;
   static constexpr bool streams = past;
 };
 
-// The products of a set of `together` rows while a later set is summed. Returns the first row that
-// is left to norm_groups().
+template <bool adds, class T>
+inline bool find_root_of_row(const NormRows& a, std::int64_t r, double* rstd) {
+  double v[max_group];
+  return adds ? measure_added_rows<T>(a, r, 1, v, rstd) : measure_rows<T>(a, r, 1, v, rstd);
+}
+
+// The products of a set of `together` rows while a later set is summed. Rows that are not done are
+// left to norm_groups() unless their residual is added already.
 //
 // Between the sums of a set and its first product lies a chain of some 110 cycles: the fold of the
 // lanes, a quotient, a root and a quotient. Where the products of one set do not last as long, the
 // set that is summed is the one after the next.
 template <int together, class Options, class T, class W, bool round_before>
-inline std::int64_t norm_side_by_side(const NormRows& a) {
-  using Accumulators = RowAccumulators<T, together>;
+inline NormProgress norm_side_by_side(const NormRows& a) {
+  using Rows = SummedRows<Options::adds, together, T>;
   constexpr std::int64_t least_elements = 2048;
   constexpr int most_sets_ahead = 2;
   const int sets_ahead = a.n * together < least_elements ? most_sets_ahead : 1;
   const std::int64_t ahead = sets_ahead * together;
-  if (a.rows < ahead + together) return 0;
+  if (a.rows < ahead + together) return {0, 0};
   const std::int64_t part = part_of_pair<T>(a.n);
   double rstd[most_sets_ahead][together], v;
   std::int64_t r = 0;
   bool safe = true;
   for (int set = 0; set < sets_ahead; ++set) {
     for (int k = 0; k < together; ++k) {
-      safe = find_root_of_row<T>(a, set * together + k, rstd[set] + k) & safe;
+      safe = find_root_of_row<Options::adds, T>(a, set * together + k, rstd[set] + k) & safe;
     }
   }
   int set = 0;
   for (; safe && r + ahead + together <= a.rows; r += together) {
     const Products<together, T, W, round_before> products(a, r, rstd[set]);
     put_rstd<T>(a, r, together, rstd[set]);
-    const T* next[together];
-    for_each_register<together>(
-        [&](int k) { next[k] = reinterpret_cast<const T*>(a.x + (r + ahead + k) * a.x_stride); });
-    auto sum = Accumulators::nothing();
-    sum_blocks<Accumulators>(
+    const Rows next(a, r + ahead);
+    auto sum = Rows::nothing();
+    sum_blocks<typename Rows::Accumulators>(
         a.n, &sum,
-        [&a, &next, &products](Accumulators& acc, std::int64_t i) {
+        [&a, &next, &products](typename Rows::Accumulators& acc, std::int64_t i) {
           if constexpr (Options::fetches) {
-            for_each_register<together>([&](int k) { fetch(next[k] + i, a.x_ahead); });
+            next.fetch_ahead(a, i);
             if constexpr (!Options::streams) products.fetch_y(i, a.y_ahead);
           }
-          acc.take_set(next, i);
+          next.take_set(acc, i);
           products.template set<Options::adds_offset, Options::streams>(i);
         },
-        [&next](Accumulators& acc, std::int64_t i, std::int64_t left) {
-          acc.take_last(next, i, left);
+        [&next](typename Rows::Accumulators& acc, std::int64_t i, std::int64_t left) {
+          next.take_rest(acc, i, left);
         });
     products.rest(a.n);
     if (part > 0) multiply_rests<T, W, round_before>(a, r, together, rstd[set]);
@@ -307,36 +355,45 @@ inline std::int64_t norm_side_by_side(const NormRows& a) {
     });
     set = sets_ahead - 1 - set;
   }
-  if (!safe) return r;
+  if (!safe) return {r, Options::adds ? r + ahead : r};
   for (int k = 0; k < sets_ahead; ++k, r += together) {
     put_rstd<T>(a, r, together, rstd[set]);
     multiply_rows<T, W, round_before>(a, r, together, rstd[set]);
     set = sets_ahead - 1 - set;
   }
-  return r;
+  return {r, r};
+}
+
+template <class T, class W, bool round_before>
+inline NormProgress norm_side_by_side(const NormRows& a) {
+  // Two rows for the sake of the weights, where their sums leave registers for that.
+  constexpr int together = is_weight<W> && sizeof(T) == 2 ? 2 : 1;
+  constexpr bool yes = true, no = false;
+  const auto run = [&a](auto options) {
+    return norm_side_by_side<together, decltype(options), T, W, round_before>(a);
+  };
+  if constexpr (sizeof(T) > 2) {
+    if (a.residual != nullptr && a.streams) return run(SetOptions<yes, yes, yes, yes>());
+    if (a.residual != nullptr) return run(SetOptions<yes, yes, no, no>());
+  }
+  if (a.streams) return run(SetOptions<no, yes, yes, yes>());
+  if (a.fetches) return run(SetOptions<no, yes, yes, no>());
+  const bool with_offset = is_weight<W> && a.offset != 0.0;
+  return with_offset ? run(SetOptions<no, yes, no, no>()) : run(SetOptions<no, no, no, no>());
 }
 
 template <class T, class W, bool round_before>
 RMSNORM_KERNEL NormProgress norm(const NormRows& rows) {
-  // Two rows for the sake of the weights, where their sums leave registers for that.
-  constexpr int together = is_weight<W> && sizeof(T) == 2 ? 2 : 1;
   // Sums and products of bf16 together take more than 16 registers.
   constexpr bool has_room = has_partial_registers || order_of<T> == ElementOrder::in_order;
   const NormRows a = rows;
+  const bool adds_16_bits = a.residual != nullptr && sizeof(T) == 2;
   const bool plain =
-      a.residual == nullptr && a.mean_square == nullptr && a.counted == a.n && a.w_stride == 0;
-  std::int64_t done = 0;
+      a.mean_square == nullptr && a.counted == a.n && a.w_stride == 0 && !adds_16_bits;
+  NormProgress progress = {0, 0};
   if (has_room && a.walk == RowWalk::side_by_side && plain) {
-    if (a.streams) {
-      done = norm_side_by_side<together, SetOptions<true, true, true>, T, W, round_before>(a);
-    } else if (a.fetches) {
-      done = norm_side_by_side<together, SetOptions<true, true, false>, T, W, round_before>(a);
-    } else if (is_weight<W> && a.offset != 0.0) {
-      done = norm_side_by_side<together, SetOptions<true, false, false>, T, W, round_before>(a);
-    } else {
-      done = norm_side_by_side<together, SetOptions<false, false, false>, T, W, round_before>(a);
-    }
-    if (done == a.rows) return {done, done};
+    progress = norm_side_by_side<T, W, round_before>(a);
+    if (progress.done == a.rows || progress.added > progress.done) return progress;
   }
-  return norm_groups<T, W, round_before>(a, done);
+  return norm_groups<T, W, round_before>(a, progress.done);
 }

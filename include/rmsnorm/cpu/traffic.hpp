@@ -46,23 +46,41 @@ class Traffic {
     int group;     // rows
     bool fetches;  // what is needed soon
   };
-  Walk walk(std::int64_t n, DType t, bool streams) const {
+
+  // Of forward; `adds` a residual. The choices for CPUs that fetch well are those of Zen 5, times
+  // over groups of rows with fetching, warm and cold.
+  Walk walk(std::int64_t n, DType t, bool adds, bool streams) const {
     const int group = rows_of_group(n * size_in_bytes(t), t, 1);
     if (!fetches_well()) return {RowWalk::groups, group, true};
     // Rows that are no more than a set cost what their roots cost, of which rows together share
     // one.
     if (n <= lanes) return {RowWalk::groups_ahead, max_group, false};
-    // Between rows whose products end before the CPU is through with what it looks ahead to, and
-    // those that leave L1 before they are read again, a row by itself is taken fastest from L3 and
-    // beyond; not so when y of 32 bits goes past the caches. On Zen 5, 256 x 4096 over groups of
-    // rows with fetching, warm and cold: row by row f32 0.92 and 0.92, bf16 0.99 and 0.92; side by
-    // side f32 1.04 and 0.89, bf16 with fetching 0.93 and 1.15, without 0.85 and 1.56.
+    // What 16 bits take to add and to round hides little else: bf16 16384 x 128 took 0.80 and 0.74,
+    // side by side 0.79 and 0.94; 4096 x 4096 past the caches 0.96 and 0.98, side by side 1.14 and
+    // 1.18.
+    if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
+    // Rows that last longer than the CPU looks ahead, but stay in L1 until they are read again,
+    // come from L3 and beyond the fastest one by one: 256 x 4096 f32 0.92 and 0.92, bf16 0.99 and
+    // 0.92, side by side f32 1.04 and 0.89, bf16 0.93 and 1.15. Not so where y of 32 bits goes past
+    // the caches: f32 4096 x 4096 1.12 and 1.12, side by side 0.98 and 0.94.
     const std::int64_t row_bytes = n * size_in_bytes(t);
-    const bool long_row = row_bytes > 2048, very_long = row_bytes >= 32 * 1024;
-    const bool by_itself = long_row && !very_long && !(streams && !is_16_bit(t));
-    if (far_ && by_itself) return {RowWalk::groups, 1, false};
-    // 16-bit rows compute for longer than a line takes to come, and short rows of f32 do not.
-    return {RowWalk::side_by_side, group, far_ && (is_16_bit(t) || long_row || streams)};
+    const bool is_long = is_longer_than_short(row_bytes), leaves_l1 = row_bytes >= 32 * 1024;
+    const bool one_by_one = is_long && !leaves_l1 && !(streams && !is_16_bit(t));
+    if (far_ && one_by_one) return {RowWalk::groups, 1, false};
+    // 16-bit rows last longer than their lines take to come, short rows of f32 do not: 4096 x 128
+    // bf16 0.81 and 0.89; f32 0.68 and 0.54, with fetching 0.78 and 0.70.
+    const bool gains = adds ? streams : is_16_bit(t) || is_long || streams;
+    return {RowWalk::side_by_side, group, far_ && gains};
+  }
+
+  // Of backward, which reads row_bytes in each row. On Zen 5, over groups of 2 KiB with fetching:
+  // f32 4096 x 128 in groups of 8 KiB without 0.77 and 0.92, 256 x 4096 without 1.03 and 1.19; bf16
+  // 0.91 and 1.00, 0.90 and 1.61.
+  Walk gradient_walk(std::int64_t row_bytes, DType t, int least) const {
+    if (!fetches_well() || is_longer_than_short(row_bytes / 2)) {
+      return {RowWalk::groups, rows_of_group(row_bytes, t, least), true};
+    }
+    return {RowWalk::groups, rows_of_group(row_bytes / 4, t, least), false};
   }
 
   // Rows that are read twice in turn, of row_bytes each. From the nearest caches, larger groups
@@ -95,6 +113,8 @@ class Traffic {
   }
 
  private:
+  static bool is_longer_than_short(std::int64_t row_bytes) { return row_bytes > 2048; }
+
   // Such stores go to 16-byte boundaries.
   static bool can_stream(const RowLayout& layout, const Operand& o) {
     bool aligned = o.unit && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0;
