@@ -112,8 +112,10 @@ class Forward {
 
   // What the kernels' arguments have in common for all rows.
   void set_strides(const RowCursor& cursor) {
+    // Of CPUs that fetch well, 16-bit rows are fetched that are summed two by two.
+    const std::int64_t near = fetches_well() ? 2048 : 1024;
     rows_.x_stride = cursor.stride(role_x);
-    rows_.x_ahead = cursor.ahead(role_x, 2);
+    rows_.x_ahead = cursor.ahead(role_x, near);
     if (adds_) {
       rows_.residual_stride = cursor.stride(role_residual);
       rows_.residual_ahead = cursor.ahead(role_residual);
@@ -125,7 +127,7 @@ class Forward {
     rows_.eps = p_.eps;
     rows_.w_stride = cursor.stride(role_weight);
     rows_.y_stride = cursor.stride(role_y);
-    rows_.y_ahead = cursor.ahead(role_y, 2);
+    rows_.y_ahead = cursor.ahead(role_y, near);
     rows_.offset = offset_;
     rows_.mean_square_stride = cursor.stride(role_mean_square);
     rows_.mean_square_is_double = p_.mean_square.dtype == DType::f64;

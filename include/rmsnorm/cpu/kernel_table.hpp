@@ -139,6 +139,7 @@ constexpr int max_group = 16;
 enum class RowWalk : int {
   groups,        // the sums of a group of rows, then their products
   groups_ahead,  // the sums of the group that follows, then the products of a group
+  one_by_one,    // the sum of a row, then its products
   side_by_side,  // the products of a row together with the sum of the one that follows
 };
 

@@ -257,6 +257,7 @@ class SummedRows {
     for_each_register<rows>([&sum](int k) { sum.of[k] = Accumulator::nothing(); });
     return sum;
   }
+  const T* x(int k) const { return x_[k]; }
   void take_set(Accumulators& acc, std::int64_t i) const {
     for_each_register<rows>([&](int k) {
       if constexpr (adds) {
@@ -364,11 +365,39 @@ inline NormProgress norm_side_by_side(const NormRows& a) {
   return {r, r};
 }
 
+// The sum of a set of `together` rows, then their products, without a call in between.
+template <int together, class T, class W, bool round_before>
+inline NormProgress norm_one_by_one(const NormRows& a) {
+  using Rows = SummedRows<false, together, T>;
+  const std::int64_t part = part_of_pair<T>(a.n), full = a.n / lanes * lanes;
+  double rstd[together], v;
+  std::int64_t r = 0;
+  for (; r + together <= a.rows; r += together) {
+    const Rows summed(a, r);
+    bool safe = true;
+    for_each_register<together>([&](int k) {
+      SumOf<T> sum = AccumulatorOf<T>::type::nothing();
+      add_squares<typename AccumulatorOf<T>::type>(summed.x(k), a.n, &sum, [](const T*) {});
+      safe = find_root(sum, static_cast<double>(a.counted), a.eps, &v, rstd + k) & safe;
+    });
+    if (!safe) return {r, r};
+    put_rstd<T>(a, r, together, rstd);
+    const Products<together, T, W, round_before> products(a, r, rstd);
+    for (std::int64_t i = 0; i < full; i += lanes) products.template set<true, false>(i);
+    products.rest(a.n);
+    if (part > 0) multiply_rests<T, W, round_before>(a, r, together, rstd);
+  }
+  return {r, r};
+}
+
 template <class T, class W, bool round_before>
 inline NormProgress norm_side_by_side(const NormRows& a) {
   // Two rows for the sake of the weights, where their sums leave registers for that.
   constexpr int together = is_weight<W> && sizeof(T) == 2 ? 2 : 1;
   constexpr bool yes = true, no = false;
+  if (a.walk == RowWalk::one_by_one && a.residual == nullptr) {
+    return norm_one_by_one<together, T, W, round_before>(a);
+  }
   const auto run = [&a](auto options) {
     return norm_side_by_side<together, decltype(options), T, W, round_before>(a);
   };
@@ -391,7 +420,8 @@ RMSNORM_KERNEL NormProgress norm(const NormRows& rows) {
   const bool plain =
       a.mean_square == nullptr && a.counted == a.n && a.w_stride == 0 && !adds_16_bits;
   NormProgress progress = {0, 0};
-  if (has_room && a.walk == RowWalk::side_by_side && plain) {
+  const bool in_line = a.walk == RowWalk::side_by_side || a.walk == RowWalk::one_by_one;
+  if (has_room && in_line && plain) {
     progress = norm_side_by_side<T, W, round_before>(a);
     if (progress.done == a.rows || progress.added > progress.done) return progress;
   }

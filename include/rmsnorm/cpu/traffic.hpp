@@ -47,8 +47,8 @@ class Traffic {
     bool fetches;  // what is needed soon
   };
 
-  // Of forward; `adds` a residual. The choices for CPUs that fetch well are those of Zen 5, times
-  // over groups of rows with fetching, warm and cold.
+  // Of forward; `adds` a residual. The choices for CPUs that fetch well are those of Zen 5 with
+  // AVX-512. Figures are times over those of groups of rows with fetching, warm and cold.
   Walk walk(std::int64_t n, DType t, bool adds, bool streams) const {
     const int group = rows_of_group(n * size_in_bytes(t), t, 1);
     if (!fetches_well()) return {RowWalk::groups, group, true};
@@ -59,17 +59,22 @@ class Traffic {
     // side by side 0.79 and 0.94; 4096 x 4096 past the caches 0.96 and 0.98, side by side 1.14 and
     // 1.18.
     if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
-    // Rows that last longer than the CPU looks ahead, but stay in L1 until they are read again,
-    // come from L3 and beyond the fastest one by one: 256 x 4096 f32 0.92 and 0.92, bf16 0.99 and
-    // 0.92, side by side f32 1.04 and 0.89, bf16 0.93 and 1.15. Not so where y of 32 bits goes past
-    // the caches: f32 4096 x 4096 1.12 and 1.12, side by side 0.98 and 0.94.
     const std::int64_t row_bytes = n * size_in_bytes(t);
-    const bool is_long = is_longer_than_short(row_bytes), leaves_l1 = row_bytes >= 32 * 1024;
-    const bool one_by_one = is_long && !leaves_l1 && !(streams && !is_16_bit(t));
-    if (far_ && one_by_one) return {RowWalk::groups, 1, false};
-    // 16-bit rows last longer than their lines take to come, short rows of f32 do not: 4096 x 128
-    // bf16 0.81 and 0.89; f32 0.68 and 0.54, with fetching 0.78 and 0.70.
-    const bool gains = adds ? streams : is_16_bit(t) || is_long || streams;
+    const bool leaves_l1 = row_bytes >= 32 * 1024, middling = is_long(row_bytes) && !leaves_l1;
+    // From L3 and beyond the plainest loops run ahead the furthest, and f32 waits for little else:
+    // 4096 x 128 0.71 and 0.54, side by side 0.71 and 0.67; 256 x 4096 0.87 and 0.91, side by side
+    // 1.03 and 0.87. Not so where y goes past the caches: 4096 x 4096 1.12 and 1.12, side by side
+    // 0.98 and 0.94.
+    if (far_ && !streams && !leaves_l1 && !adds && !is_16_bit(t)) {
+      return {RowWalk::one_by_one, group, false};
+    }
+    // As do rows with a residual, f32 256 x 4096 1.03 and 1.04, side by side 1.16 and 0.98; and
+    // those of 16 bits that last longer than the CPU looks ahead: bf16 256 x 4096 0.99 and 0.92,
+    // side by side 0.92 and 1.15.
+    if (far_ && middling && !(streams && !is_16_bit(t))) return {RowWalk::groups, 1, false};
+    // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 0.82 and 0.85, without
+    // fetching 0.77 and 1.36. The shortest do not: 4096 x 128 0.75 and 0.67, with it 0.80 and 0.86.
+    const bool gains = adds ? streams : streams || row_bytes > 256;
     return {RowWalk::side_by_side, group, far_ && gains};
   }
 
@@ -77,7 +82,7 @@ class Traffic {
   // f32 4096 x 128 in groups of 8 KiB without 0.77 and 0.92, 256 x 4096 without 1.03 and 1.19; bf16
   // 0.91 and 1.00, 0.90 and 1.61.
   Walk gradient_walk(std::int64_t row_bytes, DType t, int least) const {
-    if (!fetches_well() || is_longer_than_short(row_bytes / 2)) {
+    if (!fetches_well() || is_long(row_bytes / 2)) {
       return {RowWalk::groups, rows_of_group(row_bytes, t, least), true};
     }
     return {RowWalk::groups, rows_of_group(row_bytes / 4, t, least), false};
@@ -113,7 +118,7 @@ class Traffic {
   }
 
  private:
-  static bool is_longer_than_short(std::int64_t row_bytes) { return row_bytes > 2048; }
+  static bool is_long(std::int64_t row_bytes) { return row_bytes > 2048; }
 
   // Such stores go to 16-byte boundaries.
   static bool can_stream(const RowLayout& layout, const Operand& o) {
