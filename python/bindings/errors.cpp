@@ -197,7 +197,7 @@ void raise_unsupported_dtype(const std::string& dtype, const ArrayView& view) {
 
 std::string isa_error_text() {
   std::string runnable;
-  for (const cpu::Isa isa : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::neon}) {
+  for (const cpu::Isa isa : cpu::every_isa) {
     if (!cpu::available(isa)) continue;
     if (!runnable.empty()) runnable += ", ";
     runnable += cpu::name(isa);

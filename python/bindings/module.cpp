@@ -64,8 +64,8 @@ nb::dict cuda_info() {
 
 nb::object info() {
   nb::list runnable;
-  for (const cpu::Isa isa : {cpu::Isa::avx512, cpu::Isa::avx2, cpu::Isa::neon, cpu::Isa::scalar})
-    if (cpu::available(isa)) runnable.append(cpu::name(isa));
+  for (const cpu::Isa isa : cpu::every_isa)
+    if (cpu::available(isa)) runnable.insert(0, cpu::name(isa));
   const cpu::IsaChoice choice = cpu::active_isa();
   nb::dict variables;
   variables["RMSNORM_ISA"] = environment("RMSNORM_ISA");

@@ -11,7 +11,7 @@ using rmsnorm::cpu::Isa;
 
 std::vector<Isa> available_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (const Isa isa : rmsnorm::cpu::every_isa) {
     if (rmsnorm::cpu::available(isa)) isas.push_back(isa);
   }
   return isas;

@@ -165,7 +165,7 @@ class Judge {
     const std::vector<unsigned char> expected = result(before_, blocks_, columns_, Isa::scalar);
     // What is not written shows.
     const std::vector<unsigned char> inverted = with_other_outputs();
-    for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+    for (const Isa isa : rmsnorm::cpu::every_isa) {
       if (!rmsnorm::cpu::available(isa)) continue;
       const bool few = blocks_ < 1000 && columns_ < 1000;
       if (result(inverted, blocks_, columns_, isa) != expected ||

@@ -75,7 +75,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   const std::vector<unsigned char> before = memory;
   std::vector<unsigned char> scalar_result;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (const Isa isa : rmsnorm::cpu::every_isa) {
     if (!rmsnorm::cpu::available(isa)) continue;
     std::memcpy(arena, before.data(), memory.size());
     const rmsnorm::Status status = rmsnorm::cpu::forward(p, begin, end, isa);

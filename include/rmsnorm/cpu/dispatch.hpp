@@ -17,6 +17,9 @@
 #if defined(RMSNORM_X86_64)
 #include "avx2.hpp"
 #include "avx512.hpp"
+#if defined(RMSNORM_HAS_AVX512_BF16)
+#include "avx512_bf16.hpp"
+#endif
 #elif defined(RMSNORM_AARCH64)
 #include "neon.hpp"
 #endif
@@ -30,11 +33,42 @@ namespace rmsnorm {
 namespace cpu {
 namespace detail {
 
-inline const KernelTable& kernels(Isa isa) {
-  switch (isa) {
+#if defined(RMSNORM_X86_64)
+inline const KernelTable& avx512_bf16_kernels() {
+#if defined(RMSNORM_HAS_AVX512_BF16)
+  static const KernelTable table = avx512_bf16::with_own_bf16(avx512::kernel_table());
+  return table;
+#else
+  return avx512::kernel_table();
+#endif
+}
+
+// For CPUs that halve 512 bits: conversions of float from and to f16 and double take two to four
+// times as long there as in AVX2, and what gains is bf16.
+inline KernelTable avx2_but_for_bf16(const KernelTable& wide) {
+  KernelTable table = avx2::kernel_table();
+  take_kernels(wide, DType::bf16, &table);
+  return table;
+}
+
+// For those who asked for no ISA.
+inline const KernelTable& fastest_kernels(Isa isa) {
+  const KernelTable& wide =
+      isa == Isa::avx512_bf16 ? avx512_bf16_kernels() : avx512::kernel_table();
+  static const bool halves = halves_512_bits();
+  static const KernelTable mixed = avx2_but_for_bf16(wide);
+  return halves ? mixed : wide;
+}
+#endif
+
+inline const KernelTable& kernels(IsaChoice choice) {
+  switch (choice.isa) {
 #if defined(RMSNORM_X86_64)
     case Isa::avx2: return avx2::kernel_table();
-    case Isa::avx512: return avx512::kernel_table();
+    case Isa::avx512:
+      return choice.automatic ? fastest_kernels(choice.isa) : avx512::kernel_table();
+    case Isa::avx512_bf16:
+      return choice.automatic ? fastest_kernels(choice.isa) : avx512_bf16_kernels();
 #elif defined(RMSNORM_AARCH64)
     case Isa::neon: return neon::kernel_table();
 #endif
@@ -60,7 +94,7 @@ inline Status run_forward(const ForwardParams& p, std::int64_t row_begin, std::i
     status = check_call(row_begin, row_end, layout.rows(), Argument::rows, choice);
   }
   if (!status.ok() || row_begin == row_end) return status;
-  return forward_rows(p, layout, row_begin, row_end, kernels(choice.isa));
+  return forward_rows(p, layout, row_begin, row_end, kernels(choice));
 }
 
 inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
@@ -73,7 +107,7 @@ inline Status run_mean_square(const MeanSquareParams& p, std::int64_t row_begin,
   }
   if (!status.ok() || row_begin == row_end) return status;
   const auto run = p.x.dtype == DType::f64 ? mean_square_rows<double> : mean_square_rows<float>;
-  run(p, layout, row_begin, row_end, kernels(choice.isa));
+  run(p, layout, row_begin, row_end, kernels(choice));
   return status;
 }
 
@@ -127,15 +161,14 @@ RMSNORM_INLINE Status BackwardPass::run_on(std::int64_t block_begin, std::int64_
   const Status status = check_call(block_begin, block_end, blocks_, Argument::blocks, choice);
   if (!status.ok() || block_begin == block_end) return status;
   const detail::FloatEnvironment environment;
-  return detail::backward_of_blocks(p_, layout_, block_begin, block_end,
-                                    detail::kernels(choice.isa));
+  return detail::backward_of_blocks(p_, layout_, block_begin, block_end, detail::kernels(choice));
 }
 RMSNORM_INLINE Status BackwardPass::reduce_on(std::int64_t column_begin, std::int64_t column_end,
                                               IsaChoice choice) const {
   const Status status = check_call(column_begin, column_end, columns(), Argument::columns, choice);
   if (!status.ok() || column_begin == column_end) return status;
   const detail::FloatEnvironment environment;
-  return detail::reduce_blocks(p_, layout_, column_begin, column_end, detail::kernels(choice.isa));
+  return detail::reduce_blocks(p_, layout_, column_begin, column_end, detail::kernels(choice));
 }
 RMSNORM_INLINE Status BackwardPass::run(std::int64_t block_begin,
                                         std::int64_t block_end) const noexcept {

@@ -13,6 +13,12 @@
 #else
 #include <cpuid.h>
 #endif
+// Compilers that know the instructions of AVX512_BF16.
+#if defined(__clang__) ? __clang_major__ >= 9 \
+: defined(__GNUC__)    ? __GNUC__ >= 10       \
+                       : defined(_MSC_VER) && _MSC_VER >= 1927
+#define RMSNORM_HAS_AVX512_BF16 1
+#endif
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #define RMSNORM_AARCH64 1
 #endif
@@ -25,9 +31,12 @@ enum class Isa : std::int32_t {
   avx2 = 1,    // AVX2 + FMA + F16C
   avx512 = 2,  // AVX-512 F, BW, DQ, VL on top
   neon = 3,    // every aarch64 CPU
+  // What avx512 is, and AVX512_BF16, by which f32 is rounded to bf16.
+  avx512_bf16 = 4,
 };
 
-constexpr int isa_count = 4;
+// From the narrowest to the widest.
+constexpr Isa every_isa[] = {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 constexpr const char* name(Isa isa) {
   switch (isa) {
@@ -35,6 +44,7 @@ constexpr const char* name(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::neon: return "neon";
+    case Isa::avx512_bf16: return "avx512_bf16";
   }
   return "unknown";
 }
@@ -54,9 +64,9 @@ inline bool equals_in_any_case(const char* text, const char* lower) {
 // Finds an ISA by its name, in any case: "avx2", "AVX2". False where no ISA has that name; `isa` is
 // left alone then.
 inline bool find_isa(const char* text, Isa* isa) {
-  for (int i = 0; i < isa_count; ++i) {
-    if (!detail::equals_in_any_case(text, name(static_cast<Isa>(i)))) continue;
-    *isa = static_cast<Isa>(i);
+  for (const Isa each : every_isa) {
+    if (!detail::equals_in_any_case(text, name(each))) continue;
+    *isa = each;
     return true;
   }
   return false;
@@ -88,6 +98,14 @@ inline bool is_amd() {
   return vendor.b == 0x68747541u && vendor.d == 0x69746e65u && vendor.c == 0x444d4163u;
 }
 
+// Whether operations on 512 bits take their unit for two cycles, as in Zen 4 and the Zen 5 of
+// notebooks: leaf 0x8000001a of AMD tells the width of the data path, 256 bits in bit 2. Bit 3
+// tells 512, but hypervisors hide it: the Zen 5 of servers has neither there.
+inline bool halves_512_bits() {
+  if (!is_amd() || cpuid(0x80000000u).a < 0x8000001au) return false;
+  return (cpuid(0x8000001au).a & 4u) != 0;
+}
+
 // Register state that the operating system saves; only to be asked when CPUID reports OSXSAVE.
 inline std::uint64_t enabled_state() {
 #if defined(_MSC_VER)
@@ -104,6 +122,7 @@ inline bool has_all(std::uint32_t word, std::uint32_t bits) { return (word & bit
 struct X86Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512_bf16 = false;
 };
 
 inline X86Features detect_x86() {
@@ -120,6 +139,10 @@ inline X86Features detect_x86() {
   found.avx2 = has_all(extended.b, avx2) && (state & ymm_state) == ymm_state;
   found.avx512 =
       found.avx2 && has_all(extended.b, avx512_f_dq_bw_vl) && (state & zmm_state) == zmm_state;
+#if defined(RMSNORM_HAS_AVX512_BF16)
+  constexpr std::uint32_t bf16 = 1u << 5;
+  found.avx512_bf16 = found.avx512 && extended.a >= 1 && has_all(cpuid(7, 1).a, bf16);
+#endif
   return found;
 }
 
@@ -139,6 +162,7 @@ inline bool available(Isa isa) {
 #if defined(RMSNORM_X86_64)
     case Isa::avx2: return detail::x86_features().avx2;
     case Isa::avx512: return detail::x86_features().avx512;
+    case Isa::avx512_bf16: return detail::x86_features().avx512_bf16;
 #elif defined(RMSNORM_AARCH64)
     case Isa::neon: return true;
 #endif
@@ -149,6 +173,8 @@ inline bool available(Isa isa) {
 struct IsaChoice {
   Isa isa;
   bool ok;  // false: RMSNORM_ISA is no name of an ISA, or that of one that is not available
+  // Nobody asked for this ISA: kernels of narrower ones are taken where they are faster.
+  bool automatic = false;
 };
 
 namespace detail {
@@ -160,10 +186,11 @@ inline IsaChoice choose_isa() {
     const bool ok = find_isa(wanted, &isa) && available(isa);
     return {ok ? isa : Isa::scalar, ok};
   }
-  for (const Isa isa : {Isa::neon, Isa::avx512, Isa::avx2}) {
-    if (available(isa)) return {isa, true};
+  Isa widest = Isa::scalar;
+  for (const Isa isa : every_isa) {
+    if (available(isa)) widest = isa;
   }
-  return {Isa::scalar, true};
+  return {widest, true, true};
 }
 
 }  // namespace detail
@@ -172,15 +199,17 @@ inline IsaChoice choose_isa() {
 // find_isa knows), else the widest one available. The first choice that is one stays; where
 // RMSNORM_ISA names none that can run here it is read again at the next call.
 inline IsaChoice active_isa() {
+  constexpr int automatic = 256;
   static std::atomic<int> chosen{-1};
   int isa = chosen.load(std::memory_order_relaxed);
   if (isa < 0) {
     const IsaChoice choice = detail::choose_isa();
     if (!choice.ok) return choice;
     // Of two threads the first one has chosen for both.
-    if (chosen.compare_exchange_strong(isa, static_cast<int>(choice.isa))) return choice;
+    const int own = static_cast<int>(choice.isa) | (choice.automatic ? automatic : 0);
+    if (chosen.compare_exchange_strong(isa, own)) return choice;
   }
-  return {static_cast<Isa>(isa), true};
+  return {static_cast<Isa>(isa & ~automatic), true, (isa & automatic) != 0};
 }
 
 }  // namespace cpu

@@ -248,6 +248,19 @@ struct KernelTable {
   BlockOps<double> f64_blocks;
 };
 
+// Those of rows of t from another table.
+inline void take_kernels(const KernelTable& from, DType t, KernelTable* to) {
+  const int dtype = static_cast<int>(t);
+  to->measure[dtype] = from.measure[dtype];
+  for (int w = 0; w < weight_kind_count; ++w) {
+    for (int rounds = 0; rounds < 2; ++rounds) {
+      to->norm[dtype][w][rounds] = from.norm[dtype][w][rounds];
+    }
+    to->correlate[dtype][w] = from.correlate[dtype][w];
+    to->differentiate[dtype][w] = from.differentiate[dtype][w];
+  }
+}
+
 template <class C>
 const BlockOps<C>& blocks(const KernelTable& table);
 template <>

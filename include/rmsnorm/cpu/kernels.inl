@@ -824,6 +824,32 @@ void multiply_add_block(C* v, const C* w, const C* b, std::int64_t n) {
 
 // ---- the table ----
 
+#if defined(RMSNORM_BF16_ALONE)
+
+// Kernels of bf16, and others that a table has already.
+inline KernelTable with_own_bf16(KernelTable table) {
+  using T = bfloat16;
+  constexpr int bf16 = static_cast<int>(DType::bf16);
+  KernelTable own = {};
+  own.measure[bf16] = measure<T>;
+  const NormKernel norms[weight_kind_count][2] = {
+      {norm<T, NoWeight, false>, norm<T, NoWeight, true>},
+      {norm<T, T, false>, norm<T, T, true>},
+      {norm<T, float, false>, norm<T, float, true>}};
+  const GradientKernel first[] = {correlate<T, NoWeight>, correlate<T, T>, correlate<T, float>};
+  const GradientKernel second[] = {differentiate<T, NoWeight>, differentiate<T, T>,
+                                   differentiate<T, float>};
+  for (int w = 0; w < weight_kind_count; ++w) {
+    for (int rounds = 0; rounds < 2; ++rounds) own.norm[bf16][w][rounds] = norms[w][rounds];
+    own.correlate[bf16][w] = first[w];
+    own.differentiate[bf16][w] = second[w];
+  }
+  take_kernels(own, DType::bf16, &table);
+  return table;
+}
+
+#else
+
 // A row with an f64 tensor is computed in double, so float blocks never meet f64.
 template <class C, class Widen = decltype(&widen_block<C, float>),
           class Narrow = decltype(&narrow_block<C, float>),
@@ -901,3 +927,5 @@ inline const KernelTable& kernel_table() {
   };
   return table;
 }
+
+#endif
