@@ -72,7 +72,7 @@ class Traffic {
     // those of 16 bits that last longer than the CPU looks ahead: bf16 256 x 4096 0.99 and 0.92,
     // side by side 0.92 and 1.15.
     if (far_ && middling && !(streams && !is_16_bit(t))) return {RowWalk::groups, 1, false};
-    // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 0.82 and 0.85, without
+    // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 0.82 and 0.67, without
     // fetching 0.77 and 1.36. The shortest do not: 4096 x 128 0.75 and 0.67, with it 0.80 and 0.86.
     const bool gains = adds ? streams : streams || row_bytes > 256;
     return {RowWalk::side_by_side, group, far_ && gains};
