@@ -8,6 +8,7 @@ using Forward = rmsnorm::Status (*)(const rmsnorm::ForwardParams&, std::int64_t,
 
 Forward forward_of_the_second_unit();
 float first_result_of_the_second_unit();
+bool mixed_kernels_give_the_bits_of_scalar_code();
 
 int main() {
   const float x[2] = {3, 4};
@@ -18,5 +19,6 @@ int main() {
   const Forward forward = rmsnorm::cpu::forward;
   if (forward != forward_of_the_second_unit()) return 1;
   if (!forward(p, 0, 1).ok()) return 2;
+  if (!mixed_kernels_give_the_bits_of_scalar_code()) return 4;
   return y[0] == first_result_of_the_second_unit() ? 0 : 3;
 }

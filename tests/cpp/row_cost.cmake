@@ -29,8 +29,8 @@ function(compare what each most)
 endfunction()
 
 foreach(case IN ITEMS
-    "forward f32 8 170 1850" "forward f32 16 170 1850" "forward bf16 16 200 1900"
-    "backward f32 8 260 6500" "backward f32 16 265 6500" "backward bf16 16 305 7000")
+    "forward f32 8 125 2100" "forward f32 16 130 2100" "forward bf16 16 145 2150"
+    "backward f32 8 255 6500" "backward f32 16 255 6500" "backward bf16 16 300 7000")
   string(REPLACE " " ";" case "${case}")
   list(GET case 0 pass)
   list(GET case 1 dtype)
