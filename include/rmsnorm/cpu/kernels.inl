@@ -660,7 +660,7 @@ inline bool find_root_of_mean(const rmsnorm::detail::Statistic<double>& mean, do
     *v = sum.high;
     *rstd = rmsnorm::detail::reciprocal_root<double>(sum);
   }
-  return (*v >= SafeRange<C>::least) & (*v <= SafeRange<C>::most);
+  return (*v >= rmsnorm::detail::SafeRange<C>::least) & (*v <= rmsnorm::detail::SafeRange<C>::most);
 }
 inline bool find_root(const EightLanes& sum, double count, double eps, double* v, double* rstd) {
   return find_root_of_mean<float>({row_total(sum.v) / count, 0.0}, eps, v, rstd);
@@ -679,7 +679,8 @@ inline bool find_roots(const EightLanes (&sums)[rows_together], std::int64_t, do
   const f64v sum = add(divide(totals(sums), splat(count)), splat(eps));
   store(v, sum);
   store(rstd, rounded_to_float(divide(splat(1.0), square_root(sum))));
-  return all_within(sum, SafeRange<float>::least, SafeRange<float>::most);
+  return all_within(sum, rmsnorm::detail::SafeRange<float>::least,
+                    rmsnorm::detail::SafeRange<float>::most);
 }
 inline bool find_roots(const CompensatedLanes::Sum (&sums)[rows_together], std::int64_t rows,
                        double count, double eps, double* v, double* rstd) {

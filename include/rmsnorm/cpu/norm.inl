@@ -336,7 +336,7 @@ inline NormProgress norm_side_by_side(const NormRows& a) {
     auto sum = Rows::nothing();
     sum_blocks<typename Rows::Accumulators>(
         a.n, &sum,
-        [&a, &next, &products](typename Rows::Accumulators& acc, std::int64_t i) {
+        [&](typename Rows::Accumulators& acc, std::int64_t i) {
           if constexpr (Options::fetches) {
             next.fetch_ahead(a, i);
             if constexpr (!Options::streams) products.fetch_y(i, a.y_ahead);
