@@ -103,7 +103,7 @@ inline bool is_amd() {
 // tells 512, but hypervisors hide it: the Zen 5 of servers has neither there.
 inline bool halves_512_bits() {
   if (!is_amd() || cpuid(0x80000000u).a < 0x8000001au) return false;
-  return (cpuid(0x8000001au).a & 4u) != 0;
+  return (cpuid(0x8000001au).a & 0xcu) == 4u;
 }
 
 // Register state that the operating system saves; only to be asked when CPUID reports OSXSAVE.

@@ -139,8 +139,8 @@ constexpr int max_group = 16;
 enum class RowWalk : int {
   groups,        // the sums of a group of rows, then their products
   groups_ahead,  // the sums of the group that follows, then the products of a group
-  one_by_one,    // the sum of a row, then its products
-  side_by_side,  // the products of a row together with the sum of the one that follows
+  one_by_one,    // the sum of a row, or of two that share widened weights, then their products
+  side_by_side,  // the products of as many together with the sums of later ones
 };
 
 // y = cast(cast_before(x * rstd) * (offset + w)) of rows of one dtype T, w absent, of T or f32;
@@ -161,11 +161,11 @@ struct NormRows : MeasuredRows {
   RowWalk walk = RowWalk::groups;
   int group = 1;  // rows
 };
-// How many rows, from the first on, are done: all of them, or those before some of which one has a
-// v that is not in SafeRange. Of those, nothing is written but, with a residual, the rows of out
-// before row `added`.
+// How many rows, from the first on, are done: all of them, or those before some that end at row
+// `measured` and of which one has a v that is not in SafeRange. Of these nothing is written but,
+// with a residual, their rows of out.
 struct NormProgress {
-  std::int64_t done, added;
+  std::int64_t done, measured;
 };
 using NormKernel = NormProgress (*)(const NormRows& a);
 

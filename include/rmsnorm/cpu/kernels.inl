@@ -1,6 +1,6 @@
 // The kernels, written once over the primitives of an ISA and compiled once per ISA: scalar.hpp,
-// avx2.hpp, avx512.hpp and neon.hpp include this file inside their namespace and target region,
-// after defining
+// avx2.hpp, avx512.hpp, avx512_bf16.hpp (with RMSNORM_BF16_ALONE, the kernels of bf16 alone) and
+// neon.hpp include this file inside their namespace and target region, after defining
 //
 //   f32v, f64v                    vectors of W floats and of D doubles, W = 2 D (scalar: both 1)
 //   load(const T*)                widened to f32v (f16, bf16, f32) or f64v (f64)
@@ -26,6 +26,7 @@
 //                                 that are not loaded are zeros, and no other memory is touched
 //   RMSNORM_KERNEL                RMSNORM_FLATTEN, or nothing where a call costs no vector
 //   registers
+//   RMSNORM_KERNEL_PART           the same for what kernels call, and RMSNORM_NOINLINE
 //
 // No std:: templates here: their out-of-line copies would be compiled for this ISA and could be
 // picked by the linker for code that runs everywhere.

@@ -211,7 +211,7 @@ inline NormProgress norm_groups(const NormRows& a, std::int64_t begin) {
   bool safe = find_rstd<T>(a, r, rows_from(r), rstd[0]);
   for (int i = 0;; i = 1 - i) {
     const std::int64_t rows = rows_from(r), next = r + rows;
-    if (!safe) return {r, a.residual != nullptr ? next : r};
+    if (!safe) return {r, next};
     if (ahead && next < a.rows) safe = find_rstd<T>(a, next, rows_from(next), rstd[1 - i]);
     put_rstd<T>(a, r, rows, rstd[i]);
     multiply_rows<T, W, round_before>(a, r, rows, rstd[i]);
@@ -232,13 +232,13 @@ class SummedRows {
   };
   class Accumulators {
    public:
+    using Sum = SummedRows::Sum;
     explicit Accumulators(const Sum& sum) {
       for_each_register<rows>([&](int k) { of[k] = Accumulator(sum.of[k]); });
     }
     void flush(Sum* sum) const {
       for_each_register<rows>([&](int k) { of[k].flush(&sum->of[k]); });
     }
-    using Sum = SummedRows::Sum;
     Accumulator of[rows];
   };
 
@@ -300,12 +300,6 @@ struct SetOptions {
   static constexpr bool streams = past;
 };
 
-template <bool adds, class T>
-inline bool find_root_of_row(const NormRows& a, std::int64_t r, double* rstd) {
-  double v[max_group];
-  return adds ? measure_added_rows<T>(a, r, 1, v, rstd) : measure_rows<T>(a, r, 1, v, rstd);
-}
-
 // The products of a set of `together` rows while a later set is summed.
 //
 // Between the sums of a set and its first product lies a chain of some 110 cycles: the fold of the
@@ -325,7 +319,7 @@ inline NormProgress norm_side_by_side(const NormRows& a) {
   bool safe = true;
   for (int set = 0; set < sets_ahead; ++set) {
     for (int k = 0; k < together; ++k) {
-      safe = find_root_of_row<Options::adds, T>(a, set * together + k, rstd[set] + k) & safe;
+      safe = measure_rows<T>(a, set * together + k, 1, &v, rstd[set] + k) & safe;
     }
   }
   int set = 0;
@@ -354,7 +348,7 @@ inline NormProgress norm_side_by_side(const NormRows& a) {
     });
     set = sets_ahead - 1 - set;
   }
-  if (!safe) return {r, Options::adds ? r + ahead : r};
+  if (!safe) return {r, r + ahead};
   for (int k = 0; k < sets_ahead; ++k, r += together) {
     put_rstd<T>(a, r, together, rstd[set]);
     multiply_rows<T, W, round_before>(a, r, together, rstd[set]);
@@ -378,7 +372,7 @@ inline NormProgress norm_one_by_one(const NormRows& a) {
       add_squares<typename AccumulatorOf<T>::type>(summed.x(k), a.n, &sum, [](const T*) {});
       safe = find_root(sum, static_cast<double>(a.counted), a.eps, &v, rstd + k) & safe;
     });
-    if (!safe) return {r, r};
+    if (!safe) return {r, r + together};
     put_rstd<T>(a, r, together, rstd);
     const Products<together, T, W, round_before> products(a, r, rstd);
     for (std::int64_t i = 0; i < full; i += lanes) products.template set<true, false>(i);
@@ -389,7 +383,7 @@ inline NormProgress norm_one_by_one(const NormRows& a) {
 }
 
 // Rows whose loops over sets stand in the kernel itself: all have the same weight and count in
-// whole. Those that are not done are left to norm_groups() unless their residual is added already.
+// whole. Few that make no set are left to norm_groups().
 template <class T, class W, bool round_before>
 inline NormProgress norm_in_line(const NormRows& a) {
   // Two rows for the sake of the weights, where their sums leave registers for that.
@@ -424,7 +418,7 @@ RMSNORM_KERNEL NormProgress norm(const NormRows& rows) {
   NormProgress progress = {0, 0};
   if (has_room && in_line && !adds_16_bits) {
     progress = norm_in_line<T, W, round_before>(a);
-    if (progress.done == a.rows || progress.added > progress.done) return progress;
+    if (progress.done == a.rows || progress.measured > progress.done) return progress;
   }
   return norm_groups<T, W, round_before>(a, progress.done);
 }

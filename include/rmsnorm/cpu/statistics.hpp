@@ -55,7 +55,9 @@ class RowStatistics {
   // Of a row whose mean square is known to be outside of the safe range. A row with an infinity or
   // a NaN is left as it is, and one of nothing but zeros where eps is zero too: its mean square is
   // the right one.
-  int scale_exponent(RowSource<C>* source) {
+  // Not inlined: gcc 12 then keeps the largest magnitude in memory, and a row takes four times as
+  // long.
+  RMSNORM_NOINLINE int scale_exponent(RowSource<C>* source) {
     C largest = 0;
     bool finite = true;
     for_each_block(count_, [&](std::int64_t begin, std::int64_t count) {
