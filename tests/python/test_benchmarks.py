@@ -221,6 +221,8 @@ def test_peers_that_are_built_for_it_take_part(tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     record = json.loads((tmp_path / "new.json").read_text())
     there = {"onednn", "ggml", "zendnn"} - set(record["unavailable"])
+    if not there:
+        pytest.skip("none of them is here")
     forward, packed, add = record["results"]
     assert there <= set(forward["times"])
     # Both ways to lie in memory, and both results.

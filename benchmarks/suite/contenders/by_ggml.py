@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from ctypes import c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ class ContextParameters(ctypes.Structure):
 # The functions that are called: what they return, and of what.
 P, I64, SIZE = c_void_p, c_int64, c_size_t
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "ggml_version": (c_char_p, ()),
     "ggml_init": (P, (ContextParameters,)),
     "ggml_free": (None, (P,)),
     "ggml_tensor_overhead": (SIZE, ()),

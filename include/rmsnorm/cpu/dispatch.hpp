@@ -51,13 +51,14 @@ inline KernelTable avx2_but_for_bf16(const KernelTable& wide) {
   return table;
 }
 
-// For those who asked for no ISA.
-inline const KernelTable& fastest_kernels(Isa isa) {
-  const KernelTable& wide =
-      isa == Isa::avx512_bf16 ? avx512_bf16_kernels() : avx512::kernel_table();
-  static const bool halves = halves_512_bits();
-  static const KernelTable mixed = avx2_but_for_bf16(wide);
-  return halves ? mixed : wide;
+// For those who asked for no ISA, of which the widest was chosen for all calls of the process.
+inline const KernelTable& fastest_kernels(Isa widest) {
+  static const KernelTable table = [widest] {
+    const KernelTable& wide =
+        widest == Isa::avx512_bf16 ? avx512_bf16_kernels() : avx512::kernel_table();
+    return halves_512_bits() ? avx2_but_for_bf16(wide) : wide;
+  }();
+  return table;
 }
 #endif
 

@@ -123,7 +123,8 @@ struct MeasuredRows {
   char* out = nullptr;
   std::int64_t x_stride = 0, residual_stride = 0, out_stride = 0;
   std::int64_t x_ahead = 0, residual_ahead = 0, out_ahead = 0;
-  std::int64_t n = 0, counted = 0, rows = 0;  // counted: of n elements, those that the mean is of
+  // counted: of n elements, those that the mean is of; none, where out alone is wanted.
+  std::int64_t n = 0, counted = 0, rows = 0;
   double eps = 0;
   bool fetches = false;  // what is `ahead`
 };

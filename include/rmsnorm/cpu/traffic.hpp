@@ -47,40 +47,42 @@ class Traffic {
     bool fetches;  // what is needed soon
   };
 
-  // Of forward; `adds` a residual. The choices for CPUs that fetch well are those of Zen 5 with
-  // AVX-512. Figures are times over those of groups of rows with fetching, warm and cold.
+  // The walk of forward, where `adds` tells of a residual. The choices for CPUs that fetch well are
+  // those of a Zen 5 with AVX-512. A pair of figures is the time warm and the time cold, over those
+  // of groups of rows with fetching.
   Walk walk(std::int64_t n, DType t, bool adds, bool streams) const {
     const int group = rows_of_group(n * size_in_bytes(t), t, 1);
     if (!fetches_well()) return {RowWalk::groups, group, true};
     // Rows that are no more than a set cost what their roots cost, of which rows together share
     // one.
     if (n <= lanes) return {RowWalk::groups_ahead, max_group, false};
-    // What 16 bits take to add and to round hides little else: bf16 16384 x 128 took 0.80 and 0.74,
-    // side by side 0.79 and 0.94; 4096 x 4096 past the caches 0.96 and 0.98, side by side 1.14 and
-    // 1.18.
+    // What 16 bits take to add and to round hides little else: bf16 16384 x 128 took (0.80, 0.74)
+    // in groups without fetching and (0.79, 0.94) side by side. 4096 x 4096, which goes past the
+    // caches, took (0.96, 0.98) in groups with fetching and (1.14, 1.18) side by side.
     if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
     const std::int64_t row_bytes = n * size_in_bytes(t);
     const bool leaves_l1 = row_bytes >= 32 * 1024, middling = is_long(row_bytes) && !leaves_l1;
     // From L3 and beyond the plainest loops run ahead the furthest, and f32 waits for little else:
-    // 4096 x 128 0.71 and 0.54, side by side 0.71 and 0.67; 256 x 4096 0.87 and 0.91, side by side
-    // 1.03 and 0.87. Not so where y goes past the caches: 4096 x 4096 1.12 and 1.12, side by side
-    // 0.98 and 0.94.
+    // 4096 x 128 took (0.71, 0.54) one by one and (0.71, 0.67) side by side, 256 x 4096 took
+    // (0.87, 0.91) and (1.03, 0.87). It is not so where y goes past the caches: 4096 x 4096 took
+    // (1.12, 1.12) one by one and (0.98, 0.94) side by side.
     if (far_ && !streams && !leaves_l1 && !adds && !is_16_bit(t)) {
       return {RowWalk::one_by_one, group, false};
     }
-    // As do rows with a residual, f32 256 x 4096 1.03 and 1.04, side by side 1.16 and 0.98; and
-    // those of 16 bits that last longer than the CPU looks ahead: bf16 256 x 4096 0.99 and 0.92,
-    // side by side 0.92 and 1.15.
+    // Rows with a residual go one by one for the same reason, f32 256 x 4096 (1.03, 1.04) against
+    // (1.16, 0.98), and so do rows of 16 bits that last longer than the CPU looks ahead, bf16
+    // 256 x 4096 (0.99, 0.92) against (0.92, 1.15).
     if (far_ && middling && !(streams && !is_16_bit(t))) return {RowWalk::groups, 1, false};
-    // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 0.82 and 0.67, without
-    // fetching 0.77 and 1.36. The shortest do not: 4096 x 128 0.75 and 0.67, with it 0.80 and 0.86.
+    // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 took (0.82, 0.67) with
+    // fetching and (0.77, 1.36) without. The shortest rows do not: 4096 x 128 took (0.80, 0.86)
+    // and (0.75, 0.67).
     const bool gains = adds ? streams : streams || row_bytes > 256;
     return {RowWalk::side_by_side, group, far_ && gains};
   }
 
-  // Of backward, which reads row_bytes in each row. On Zen 5, over groups of 2 KiB with fetching:
-  // f32 4096 x 128 in groups of 8 KiB without 0.77 and 0.92, 256 x 4096 without 1.03 and 1.19; bf16
-  // 0.91 and 1.00, 0.90 and 1.61.
+  // The walk of backward, which reads row_bytes in each row. A Zen 5 took (0.77, 0.92) of the time
+  // of groups of 2 KiB with fetching for f32 4096 x 128 in groups of 8 KiB without, and
+  // (1.03, 1.19) for 256 x 4096 without; for bf16 that was (0.91, 1.00) and (0.90, 1.61).
   Walk gradient_walk(std::int64_t row_bytes, DType t, int least) const {
     if (!fetches_well() || is_long(row_bytes / 2)) {
       return {RowWalk::groups, rows_of_group(row_bytes, t, least), true};
