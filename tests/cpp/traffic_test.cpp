@@ -72,13 +72,16 @@ struct Size {
   std::int64_t bytes, n;
 };
 
-// Beyond the second level, of short rows, and beyond all caches.
+// Beyond the second level, of short rows and longer ones, and beyond all caches.
 std::vector<Size> large_sizes() {
-  return {{rmsnorm::cpu::detail::far_bytes(), 136},
+  return {{rmsnorm::cpu::detail::far_bytes(), 56},
+          {rmsnorm::cpu::detail::far_bytes(), 136},
+          {rmsnorm::cpu::detail::streaming_bytes(), 56},
           {rmsnorm::cpu::detail::streaming_bytes(), 1040}};
 }
 
-constexpr std::int64_t few = 64;
+// Fewer than a group of short rows: kernels take those in another way.
+constexpr std::int64_t few = 7;
 
 // Calls compute(first, rows) on all rows at once, then a few at a time.
 template <class Compute>

@@ -46,6 +46,7 @@ class Forward {
     rows_.walk = walk.order;
     rows_.group = walk.group;
     rows_.fetches = walk.fetches;
+    if (walk.fetches || traffic_.is_far()) set_distances(cursor);
     for (std::int64_t left = row_end - row_begin; left > 0;) {
       const std::int64_t rows = left < cursor.run() ? left : cursor.run();
       if (norm_ != nullptr) {
@@ -112,29 +113,34 @@ class Forward {
 
   // What the kernels' arguments have in common for all rows.
   void set_strides(const RowCursor& cursor) {
-    // CPUs that fetch well are helped with rows of 16 bits and with those that go past the caches.
-    // bf16 16384 x 256, cold, took over groups of rows with fetching: 1 KiB ahead 1.36, 2 KiB 1.10,
-    // 4 KiB 0.84, 8 KiB 0.80; 4096 x 1024 took 1.28, 1.28, 0.91 and 0.97.
-    const std::int64_t of_short_rows = fetches_well() ? 4096 : 1024;
     rows_.x_stride = cursor.stride(role_x);
-    rows_.x_ahead = cursor.ahead(role_x, of_short_rows);
     if (adds_) {
       rows_.residual_stride = cursor.stride(role_residual);
-      rows_.residual_ahead = cursor.ahead(role_residual, of_short_rows);
       rows_.out_stride = cursor.stride(role_residual_out);
-      rows_.out_ahead = cursor.ahead(role_residual_out, of_short_rows);
     }
     rows_.n = layout_.n();
     rows_.counted = p_.mean_square.present() ? 0 : statistics_.count();
     rows_.eps = p_.eps;
     rows_.w_stride = cursor.stride(role_weight);
     rows_.y_stride = cursor.stride(role_y);
-    rows_.y_ahead = cursor.ahead(role_y, of_short_rows);
     rows_.offset = offset_;
     rows_.mean_square_stride = cursor.stride(role_mean_square);
     rows_.mean_square_is_double = p_.mean_square.dtype == DType::f64;
     rows_.rstd_stride = cursor.stride(role_rstd);
     rows_.rounds_rstd = p_.rounding == Rounding::rstd;
+  }
+
+  // How far ahead kernels fetch.
+  void set_distances(const RowCursor& cursor) {
+    // CPUs that fetch well are helped with rows of 16 bits and with those that go past the caches.
+    // bf16 16384 x 256, cold, took over groups of rows with fetching: 1 KiB ahead 1.36, 2 KiB 1.10,
+    // 4 KiB 0.84, 8 KiB 0.80; 4096 x 1024 took 1.28, 1.28, 0.91 and 0.97.
+    const std::int64_t of_short_rows = fetches_well() ? 4096 : 1024;
+    rows_.x_ahead = cursor.ahead(role_x, of_short_rows);
+    rows_.y_ahead = cursor.ahead(role_y, of_short_rows);
+    if (!adds_) return;
+    rows_.residual_ahead = cursor.ahead(role_residual, of_short_rows);
+    rows_.out_ahead = cursor.ahead(role_residual_out, of_short_rows);
   }
 
   // The rows of a run from row `first` on.

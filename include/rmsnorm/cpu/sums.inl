@@ -245,18 +245,23 @@ inline void add_step(Accumulator& acc, const T* x, const T* residual, T* out, st
   });
 }
 
-// The last elements of a row, fewer than 32, as a call: see take_rest_apart().
+// The last elements of a row, fewer than 32, as a call.
 template <class Accumulator, class T>
 RMSNORM_KERNEL_PART void add_rest_from_memory(Accumulator* acc, const T* x, const T* residual,
                                               T* out, std::int64_t left) {
   add_step(*acc, x, residual, out, left);
 }
+// The same in the loops over rows: see take_rest_apart().
 template <class Accumulator, class T>
 inline void add_rest_apart(Accumulator& acc, const T* x, const T* residual, T* out,
                            std::int64_t left) {
-  Accumulator copy = acc;
-  add_rest_from_memory(&copy, x, residual, out, left);
-  acc = copy;
+  if constexpr (has_partial_registers) {
+    add_step(acc, x, residual, out, left);
+  } else {
+    Accumulator copy = acc;
+    add_rest_from_memory(&copy, x, residual, out, left);
+    acc = copy;
+  }
 }
 
 // x + residual of elements first ... last-1 of a row, and the sum of its squares.

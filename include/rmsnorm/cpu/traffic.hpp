@@ -20,6 +20,10 @@ class Traffic {
   // may be absent; `out` is one of them.
   Traffic(const RowLayout& layout, std::initializer_list<Role> tensors, Role out)
       : layout_(layout), out_(out) {
+    // Small calls, whose time this would be a part of, are near whatever their dtypes are.
+    const std::int64_t elements = layout.n() * layout.rows();
+    const auto most_bytes = static_cast<std::int64_t>(tensors.size() * sizeof(double));
+    if (elements < far_bytes() / most_bytes) return;
     const Operand& written = layout.operand(out);
     std::int64_t bytes = 0;
     bool in_place = false;
@@ -29,11 +33,14 @@ class Traffic {
       in_place = in_place || (role != out && o.data == written.data);
       bytes += size_in_bytes(o.dtype);
     }
-    bytes *= layout.n() * layout.rows();
+    bytes *= elements;
     far_ = bytes >= far_bytes();
     // What is written over an input is in the cache already.
     streams_ = !in_place && bytes >= streaming_bytes() && can_stream(layout, written);
   }
+
+  // Whether the tensors lie in the third level or beyond.
+  bool is_far() const { return far_; }
 
   // Whether kernels store past the caches, in rows up to `last_row`.
   bool streams(std::int64_t last_row) const {
@@ -51,16 +58,13 @@ class Traffic {
   // those of a Zen 5 with AVX-512. A pair of figures is the time warm and the time cold, over those
   // of groups of rows with fetching.
   Walk walk(std::int64_t n, DType t, bool adds, bool streams) const {
-    const int group = rows_of_group(n * size_in_bytes(t), t, 1);
-    if (!fetches_well()) return {RowWalk::groups, group, true};
-    // Rows that are no more than a set cost what their roots cost, of which rows together share
-    // one.
-    if (n <= lanes) return {RowWalk::groups_ahead, max_group, false};
-    // What 16 bits take to add and to round hides little else: bf16 16384 x 128 took (0.80, 0.74)
-    // in groups without fetching and (0.79, 0.94) side by side. 4096 x 4096, which goes past the
-    // caches, took (0.96, 0.98) in groups with fetching and (1.14, 1.18) side by side.
-    if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
     const std::int64_t row_bytes = n * size_in_bytes(t);
+    if (!fetches_well()) return {RowWalk::groups, rows_of_group(row_bytes, t, 1), true};
+    if (is_short(n, row_bytes, t, adds, streams)) return {RowWalk::short_rows, max_group, false};
+    const int group = rows_of_group(row_bytes, t, 1);
+    // What 16 bits take to add and to round hides little else: bf16 4096 x 4096, which goes past
+    // the caches, took (0.96, 0.98) in groups with fetching and (1.14, 1.18) side by side.
+    if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
     const bool leaves_l1 = row_bytes >= 32 * 1024, middling = is_long(row_bytes) && !leaves_l1;
     // From L3 and beyond the plainest loops run ahead the furthest, and f32 waits for little else:
     // 4096 x 128 took (0.71, 0.54) one by one and (0.71, 0.67) side by side, 256 x 4096 took
@@ -74,9 +78,8 @@ class Traffic {
     // 256 x 4096 (0.99, 0.92) against (0.92, 1.15).
     if (far_ && middling && !(streams && !is_16_bit(t))) return {RowWalk::groups, 1, false};
     // 16-bit rows last longer than their lines take to come: bf16 2048 x 512 took (0.82, 0.67) with
-    // fetching and (0.77, 1.36) without. The shortest rows do not: 4096 x 128 took (0.80, 0.86)
-    // and (0.75, 0.67).
-    const bool gains = adds ? streams : streams || row_bytes > 256;
+    // fetching and (0.77, 1.36) without.
+    const bool gains = streams || !adds;
     return {RowWalk::side_by_side, group, far_ && gains};
   }
 
@@ -120,6 +123,19 @@ class Traffic {
   }
 
  private:
+  // Whether rows cost what their roots cost, and are so few bytes that the lines of x and of y for
+  // max_group of them are under way at a time: then f32 16384 x 64 took (0.53, 0.79) as short rows
+  // and (0.72, 0.83) one by one, bf16 4096 x 128 took (0.63, 0.64) and (0.72, 0.75) side by side.
+  // f32 4096 x 128 took (0.63, 0.56) or (0.63, 0.70), by the places of the instructions, and
+  // (0.70, 0.55) one by one; bf16 4096 x 256 took 1.2 times what it did side by side, cold, and f32
+  // with a residual past the caches, 65536 x 64, 1.24 and 1.18 times. Whatever is near has no lines
+  // to wait for; doubles share no root.
+  bool is_short(std::int64_t n, std::int64_t row_bytes, DType t, bool adds, bool streams) const {
+    if (n > block) return false;
+    if (!far_) return row_bytes <= (t == DType::f64 ? 256 : adds ? 512 : 1024);
+    if (adds && streams && !is_16_bit(t)) return row_bytes <= 128;
+    return row_bytes <= (adds || is_16_bit(t) ? 256 : 384);
+  }
   static bool is_long(std::int64_t row_bytes) { return row_bytes > 2048; }
 
   // Such stores go to 16-byte boundaries.
@@ -131,8 +147,8 @@ class Traffic {
 
   const RowLayout& layout_;
   Role out_;
-  bool far_;
-  bool streams_;
+  bool far_ = false;
+  bool streams_ = false;
 };
 
 }  // namespace detail
