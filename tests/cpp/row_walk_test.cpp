@@ -124,7 +124,6 @@ std::vector<Way> ways() {
   for (const bool fetches : {false, true}) {
     for (const bool streams : {false, true}) {
       all.push_back({RowWalk::groups, 5, fetches, streams});
-      all.push_back({RowWalk::short_rows, detail::max_group / 2, fetches, streams});
       for (const RowWalk walk :
            {RowWalk::groups, RowWalk::short_rows, RowWalk::one_by_one, RowWalk::side_by_side}) {
         all.push_back({walk, detail::max_group, fetches, streams});

@@ -76,7 +76,7 @@ struct Size {
 std::vector<Size> large_sizes() {
   return {{rmsnorm::cpu::detail::far_bytes(), 56},
           {rmsnorm::cpu::detail::far_bytes(), 136},
-          {rmsnorm::cpu::detail::far_bytes(), 264},
+          {rmsnorm::cpu::detail::far_bytes(), 240},
           {rmsnorm::cpu::detail::streaming_bytes(), 56},
           {rmsnorm::cpu::detail::streaming_bytes(), 1040}};
 }

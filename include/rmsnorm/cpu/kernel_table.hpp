@@ -139,7 +139,7 @@ constexpr int max_group = 16;
 // Rows that are read twice in turn can be taken in several ways; the bits are the same.
 enum class RowWalk : int {
   groups,        // the sums of a group of rows, then their products
-  short_rows,    // the same of 8 or 16 rows of one block at most, without a call
+  short_rows,    // the same of max_group rows of one block at most, without a call
   one_by_one,    // the sum of a row, or of two that share widened weights, then their products
   side_by_side,  // the products of as many together with the sums of later ones
 };

@@ -406,10 +406,9 @@ inline SumOf<T> sum_of_block(const NormRows& a, std::int64_t r, std::int64_t ful
 // earlier than stores do, since those wait for their turn: f32 4096 x 96, cold, takes 0.8 as well.
 template <bool adds, bool streams, class T, class W, bool round_before>
 inline NormProgress norm_short_rows(const NormRows& a) {
-  constexpr int together = rows_with_a_weight<T, W>;
+  constexpr int group = max_group, together = rows_with_a_weight<T, W>;
   const std::int64_t part = part_of_pair<T>(a.n), full = a.n / lanes * lanes;
-  const int group = a.group;
-  double v[max_group], rstd[max_group];
+  double v[group], rstd[group];
   std::int64_t r = 0;
   for (; r + group <= a.rows; r += group) {
     bool safe = true;

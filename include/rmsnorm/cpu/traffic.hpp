@@ -60,9 +60,14 @@ class Traffic {
   Walk walk(std::int64_t n, DType t, bool adds, bool streams) const {
     const std::int64_t row_bytes = n * size_in_bytes(t);
     if (!fetches_well()) return {RowWalk::groups, rows_of_group(row_bytes, t, 1), true};
-    const int short_rows = rows_of_short_group(n, row_bytes, t, adds, streams);
-    if (short_rows > 0) return {RowWalk::short_rows, short_rows, false};
+    if (is_short(n, row_bytes, t, adds, streams)) return {RowWalk::short_rows, max_group, false};
     const int group = rows_of_group(row_bytes, t, 1);
+    // Rows of 16 bits that are a little longer are the better the less depends on where x, y and
+    // the instructions came to lie: on places that were good and bad for it, bf16 16384 x 256,
+    // cold, took (0.99, 0.90) of the time of side by side, f16 (1.01, 0.77); warm 1.00 and 1.07.
+    if (far_ && !streams && !adds && is_16_bit(t) && n <= block) {
+      return {RowWalk::groups, group, true};
+    }
     // What 16 bits take to add and to round hides little else: bf16 4096 x 4096, which goes past
     // the caches, took (0.96, 0.98) in groups with fetching and (1.14, 1.18) side by side.
     if (adds && is_16_bit(t)) return {RowWalk::groups, group, streams};
@@ -124,22 +129,17 @@ class Traffic {
   }
 
  private:
-  // How many rows are taken as short rows, 0: none. Such rows cost what their roots cost, and a
-  // group of them is so few bytes that all lines of x and of y are under way at a time: then f32
-  // 16384 x 64 took (0.53, 0.79) and (0.72, 0.83) one by one, bf16 4096 x 128 took (0.63, 0.64) and
-  // (0.72, 0.75) side by side; bf16 16384 x 256, in groups of 8, took 0.95 and 1.03 of what it did
-  // side by side, and 0.86 on two threads, cold. f32 4096 x 128 took (0.63, 0.56) or (0.63, 0.70),
-  // by the places of the instructions, and (0.70, 0.55) one by one; with a residual past the
-  // caches, 65536 x 64 took 1.24 and 1.18 times what it did side by side. What is near has no lines
-  // to wait for; doubles share no root.
-  int rows_of_short_group(std::int64_t n, std::int64_t row_bytes, DType t, bool adds,
-                          bool streams) const {
-    if (n > block) return 0;
-    const bool half = is_16_bit(t);
-    std::int64_t most = adds || half ? 256 : 384;
-    if (!far_) most = t == DType::f64 ? 256 : adds ? 512 : 1024;
-    if (adds && streams && !half) most = 128;
-    return row_bytes <= most ? max_group : half && !streams ? max_group / 2 : 0;
+  // Whether rows cost what their roots cost, and are so few bytes that the lines of x and of y for
+  // max_group of them are under way at a time: then f32 16384 x 64 took (0.53, 0.79) as short rows
+  // and (0.72, 0.83) one by one, bf16 4096 x 128 took (0.63, 0.64) and (0.72, 0.75) side by side.
+  // f32 4096 x 128 took (0.63, 0.56) or (0.63, 0.70), by the places of the instructions, and
+  // (0.70, 0.55) one by one; with a residual past the caches, 65536 x 64 took 1.24 and 1.18 times
+  // what it did side by side. What is near has no lines to wait for; doubles share no root.
+  bool is_short(std::int64_t n, std::int64_t row_bytes, DType t, bool adds, bool streams) const {
+    if (n > block) return false;
+    if (!far_) return row_bytes <= (t == DType::f64 ? 256 : adds ? 512 : 1024);
+    if (adds && streams && !is_16_bit(t)) return row_bytes <= 128;
+    return row_bytes <= (adds || is_16_bit(t) ? 256 : 384);
   }
   static bool is_long(std::int64_t row_bytes) { return row_bytes > 2048; }
 
