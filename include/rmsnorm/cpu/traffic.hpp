@@ -132,14 +132,15 @@ class Traffic {
   // Whether rows cost what their roots cost, and are so few bytes that the lines of x and of y for
   // max_group of them are under way at a time: then f32 16384 x 64 took (0.53, 0.79) as short rows
   // and (0.72, 0.83) one by one, bf16 4096 x 128 took (0.63, 0.64) and (0.72, 0.75) side by side.
-  // f32 4096 x 128 took (0.63, 0.56) or (0.63, 0.70), by the places of the instructions, and
-  // (0.70, 0.55) one by one; with a residual past the caches, 65536 x 64 took 1.24 and 1.18 times
+  // f32 16384 x 128 took (0.57, 0.99) and (0.65, 0.97) one by one where pages are large; where they
+  // are small and the places of x, y and the instructions are bad for it, 1.1 to 1.3 times what it
+  // did one by one, cold. With a residual past the caches, f32 65536 x 64 took 1.24 and 1.18 times
   // what it did side by side. What is near has no lines to wait for; doubles share no root.
   bool is_short(std::int64_t n, std::int64_t row_bytes, DType t, bool adds, bool streams) const {
     if (n > block) return false;
     if (!far_) return row_bytes <= (t == DType::f64 ? 256 : adds ? 512 : 1024);
     if (adds && streams && !is_16_bit(t)) return row_bytes <= 128;
-    return row_bytes <= (adds || is_16_bit(t) ? 256 : 384);
+    return row_bytes <= (adds || is_16_bit(t) ? 256 : streams ? 384 : 512);
   }
   static bool is_long(std::int64_t row_bytes) { return row_bytes > 2048; }
 
