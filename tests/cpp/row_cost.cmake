@@ -29,7 +29,7 @@ function(compare what each most)
 endfunction()
 
 foreach(case IN ITEMS
-    "forward f32 8 125 2100" "forward f32 16 130 2100" "forward bf16 16 145 2150"
+    "forward f32 8 125 1860" "forward f32 16 130 1860" "forward bf16 16 145 1880"
     "backward f32 8 255 6500" "backward f32 16 255 6500" "backward bf16 16 300 7000")
   string(REPLACE " " ";" case "${case}")
   list(GET case 0 pass)
