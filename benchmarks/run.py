@@ -1,6 +1,6 @@
 """Benchmarks of this library against a copy of the same bytes and against what else is installed.
 
-    python benchmarks/run.py --json results.json --plots figures      # the CPU, twelve minutes
+    python benchmarks/run.py --json results.json --plots figures      # the CPU, ten minutes
     python benchmarks/run.py --quick --operations forward --dtypes bf16 --threads 1
     python benchmarks/run.py --device cuda --json cuda.json
     python benchmarks/run.py --show results.json --plots figures

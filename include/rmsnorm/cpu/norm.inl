@@ -385,25 +385,29 @@ inline NormProgress norm_one_by_one(const NormRows& a, std::int64_t begin) {
 
 // The sum of a row of one block at most.
 template <bool adds, class T>
-inline SumOf<T> sum_of_block(const NormRows& a, std::int64_t r, std::int64_t full) {
+inline SumOf<T> sum_of_block(const NormRows& a, std::int64_t r) {
   using Row = SummedRows<adds, 1, T>;
+  using Accumulators = typename Row::Accumulators;
   const Row row(a, r);
   auto sum = Row::nothing();
-  typename Row::Accumulators acc(sum);
-  for (std::int64_t i = 0; i < full; i += lanes) {
-    if constexpr (fetches_next<T> && !adds) row.fetch_x(a, i);
-    row.take_set(acc, i);
-  }
-  if (full < a.n) row.take_rest(acc, full, a.n - full);
-  acc.flush(&sum);
+  sum_block<Accumulators>(
+      0, a.n, &sum,
+      [&](Accumulators& acc, std::int64_t i) {
+        if constexpr (fetches_next<T> && !adds) row.fetch_x(a, i);
+        row.take_set(acc, i);
+      },
+      [&row](Accumulators& acc, std::int64_t i, std::int64_t left) {
+        row.take_rest(acc, i, left);
+      });
   return sum.of[0];
 }
 
 // The sums of a group of rows of one block at most, then their products, without a call in between.
 //
-// Rows of 16 bits are fetched while others are summed: bf16 4096 x 128, cold, takes 0.8 of the time
-// on a Zen 5. For the others the lines of y are asked for right before they are written, which is
-// earlier than stores do, since those wait for their turn: f32 4096 x 96, cold, takes 0.8 as well.
+// Whatever `fetches` says, rows of 16 bits are fetched while others are summed: bf16 4096 x 128,
+// cold, takes 0.8 of the time on a Zen 5; near, where x_ahead is none, that costs little. For the
+// others the lines of y are asked for right before they are written, which is earlier than stores
+// do, since those wait for their turn: f32 4096 x 96, cold, takes 0.8 of the time as well.
 template <bool adds, bool streams, class T, class W, bool round_before>
 inline NormProgress norm_short_rows(const NormRows& a) {
   constexpr int group = max_group, together = rows_with_a_weight<T, W>;
@@ -414,7 +418,7 @@ inline NormProgress norm_short_rows(const NormRows& a) {
     bool safe = true;
     for (int k = 0; k < group; k += rows_together) {
       SumOf<T> sums[rows_together];
-      for (int j = 0; j < rows_together; ++j) sums[j] = sum_of_block<adds, T>(a, r + k + j, full);
+      for (int j = 0; j < rows_together; ++j) sums[j] = sum_of_block<adds, T>(a, r + k + j);
       safe =
           find_roots(sums, rows_together, static_cast<double>(a.counted), a.eps, v + k, rstd + k) &
           safe;

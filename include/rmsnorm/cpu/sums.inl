@@ -173,7 +173,16 @@ struct AccumulatorOf<double> {
   using type = CompensatedLanes;
 };
 
-// step(acc, i) adds the squares of 32 elements, rest(acc, i, n) those of the last n < 32.
+// Of elements i ... n-1, one block at most. step(acc, i) adds the squares of 32 elements,
+// rest(acc, i, n) those of the last n < 32.
+template <class Accumulator, class Step, class Rest>
+inline void sum_block(std::int64_t i, std::int64_t n, typename Accumulator::Sum* sum, Step step,
+                      Rest rest) {
+  Accumulator acc(*sum);
+  for (; i + lanes <= n; i += lanes) step(acc, i);
+  if (i < n) rest(acc, i, n - i);
+  acc.flush(sum);
+}
 template <class Accumulator, class Step, class Rest>
 inline void sum_blocks(std::int64_t n, typename Accumulator::Sum* sum, Step step, Rest rest) {
   std::int64_t i = 0;
@@ -182,11 +191,7 @@ inline void sum_blocks(std::int64_t n, typename Accumulator::Sum* sum, Step step
     for (int j = 0; j < block; j += lanes) step(acc, i + j);
     acc.flush(sum);
   }
-  if (i == n) return;
-  Accumulator acc(*sum);
-  for (; i + lanes <= n; i += lanes) step(acc, i);
-  if (i < n) rest(acc, i, n - i);
-  acc.flush(sum);
+  if (i < n) sum_block<Accumulator>(i, n, sum, step, rest);
 }
 
 // The squares of the last elements of a row, fewer than 32, of which `left` are there.
